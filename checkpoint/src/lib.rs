@@ -1,0 +1,1 @@
+//! What an epoch is: page encoding, the wire format, staging, end-to-end digests; no I/O

@@ -1,0 +1,1 @@
+//! Which pages changed: dirty ring, dirty bitmap and device writes behind one trait

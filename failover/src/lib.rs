@@ -1,0 +1,1 @@
+//! Who may run: roles, failure detection, arbiters

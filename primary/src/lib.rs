@@ -1,0 +1,1 @@
+//! The epoch loop: run, pause, capture, seal output, resume, send, release

@@ -1,0 +1,1 @@
+//! The standby: receive, stage, verify, commit, apply, activate

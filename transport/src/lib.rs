@@ -1,0 +1,1 @@
+//! Moving bytes: TCP over io_uring, in-process; shaped for one-sided RDMA

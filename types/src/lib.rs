@@ -1,0 +1,15 @@
+//! The words of the project as types, so that an epoch cannot be mistaken for a generation, nor output released without a commit.
+//!
+//! Lives here: newtypes and tokens that more than one crate speaks of. Not here: any behaviour, I/O or policy. Every other crate may
+//! use this one. Guards S1 (a [`Commit`] is the only key to held output) and S3 ([`Generation`] is the fencing number).
+
+mod ids;
+mod output;
+mod token;
+
+pub use ids::{Epoch, Generation, Gfn, NodeId, VmId};
+pub use output::{Output, OutputPort};
+pub use token::Commit;
+
+/// Bytes in a guest page, the unit of dirty tracking and of the wire format.
+pub const PAGE_SIZE: usize = 4096;
