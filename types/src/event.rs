@@ -1,0 +1,113 @@
+//! What a node tells about itself while it runs: one JSON object a line on the stream that `--events` names.
+//!
+//! The primary and the standby make these; the demo, the tests and the benchmarks read them. Times are CLOCK_MONOTONIC nanoseconds, so
+//! that the lines of two processes on one machine can be compared.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Generation};
+
+/// The part a node plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Runs the guest.
+    Primary,
+    /// Holds its copy.
+    Standby,
+    /// Neither: the node has lost the right to run, or has not gained it.
+    Stopped,
+}
+
+/// How safe the guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// There is no standby.
+    Unprotected,
+    /// The first full copy is on its way to a standby.
+    Syncing,
+    /// A standby is committed and current.
+    Protected,
+    /// The standby is gone and the arbiter has not yet said that the guest may go on alone: output is held.
+    Held,
+}
+
+/// One event of a node's life, with its time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeEvent {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub at_ns: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: NodeEventKind,
+}
+
+/// What can happen to a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum NodeEventKind {
+    /// Role, protection or generation changed, and why.
+    State {
+        /// The part the node plays now.
+        role: Role,
+        /// How safe the guest is now.
+        protection: Protection,
+        /// The generation the node acts in.
+        generation: Generation,
+        /// Why, in words for an operator.
+        reason: String,
+    },
+    /// A primary's measurements since the last such line: one entry per epoch in each list.
+    Samples {
+        /// Newest epoch that is committed.
+        committed: Epoch,
+        /// Dirty pages in each epoch.
+        pages: Vec<u32>,
+        /// Bytes on the wire for each epoch.
+        bytes: Vec<u32>,
+        /// Stop to resumed, microseconds.
+        pause_us: Vec<u32>,
+        /// Resumed to commit received, microseconds.
+        commit_us: Vec<u32>,
+        /// Nanoseconds spent sending in this stretch (for the stream's rate).
+        send_ns: u64,
+        /// Output frames held at the time of the line.
+        held_frames: u32,
+    },
+    /// Progress of the first full copy.
+    Syncing {
+        /// Pages sent so far.
+        pages_sent: u64,
+        /// Pages of guest memory.
+        pages_total: u64,
+    },
+    /// A standby is listening, or a primary's guest has been started: the process is ready for its peer.
+    Ready,
+    /// The peer is held to be gone.
+    PeerGone {
+        /// "connection closed", "heartbeats silent", ...
+        cause: String,
+    },
+    /// A standby has the grant and has started the guest; times in microseconds.
+    Activated {
+        /// The new generation.
+        generation: Generation,
+        /// The epoch that the guest continues from.
+        epoch: Epoch,
+        /// From the decision (grant received) to the guest's vCPUs entering KVM_RUN.
+        activation_us: u64,
+        /// What asking the arbiter took.
+        grant_us: u64,
+    },
+    /// The node lost the right to run and stopped its guest.
+    Fenced {
+        /// Why.
+        reason: String,
+    },
+    /// The guest ended by itself (shutdown, reset, triple fault).
+    GuestStopped {
+        /// How.
+        reason: String,
+    },
+}
