@@ -1,1 +1,10 @@
-//! Which pages changed: dirty ring, dirty bitmap and device writes behind one trait
+//! Which pages changed: KVM's dirty ring, KVM's dirty bitmap and the VMM's own device writes, behind one trait.
+//!
+//! Lives here: the set of dirty frames, the trackers that fill it, and the choice between them. Not here: when to collect (the
+//! primary's epoch loop) and what to do with the pages. Guards S5 (complete capture) and S6 (a failed epoch gives its set back).
+
+mod set;
+mod tracker;
+
+pub use set::{DirtySet, Layout, Slot};
+pub use tracker::{Choice, DirtyTracker, Kind, TrackingError};

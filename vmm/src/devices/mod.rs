@@ -1,0 +1,83 @@
+//! The machine's devices, and the contract each of them keeps.
+//!
+//! Lives here: the buses that vCPU threads dispatch on, virtio-mmio and virtio-net, the serial console, TAP access and the one worker
+//! thread that moves frames. Not here: where output goes (the sinks of [`crate::sinks`]), when the machine pauses, or what a checkpoint
+//! is. Guards S1 (a frame leaves the guest only through a sink), S5 (every write to guest memory passes vm-memory's bitmap) and S7 (a
+//! hostile ring breaks its device and nothing else).
+//!
+//! # Contract
+//!
+//! Who may call what, and in which state. "Quiesced" means: no vCPU is in `KVM_RUN`, and a [`worker::Quiesced`] guard is held.
+//!
+//! | state | vCPU threads | device worker | epoch thread |
+//! |---|---|---|---|
+//! | built | - | parked | `restore` (at most once), then `activate` |
+//! | running | [`BusDevice::read`]/[`BusDevice::write`] through a [`Bus`] | batches: rings, TAP, sinks, interrupts | [`worker::WorkerHandle::quiesce`] |
+//! | quiesced | - | parked: touches neither rings, TAP, sink nor irqfd | `save`; memory and bitmap may be read |
+//!
+//! 1. **Stop vCPUs first, then quiesce, then read KVM state.** A batch that is just ending may raise an interrupt. Quiescing waits for
+//!    one frame at most: a batch looks at the request after each frame.
+//! 2. **Save only when quiesced.** Then rings in guest memory, the bitmap, and the saved indices agree with each other.
+//! 3. **Restore before the first start**, into a device built from the same configuration; a state that does not fit is refused.
+//! 4. **A queue kick is an eventfd, and eventfds are not state**; nor is an interrupt that sits in an irqfd's work queue in the host
+//!    kernel while the interrupt chip is being read. So `activate`, called after the interrupt chip is restored and before the first
+//!    `KVM_RUN`, signals every queue and raises every interrupt. Drivers tolerate the spurious ones.
+//! 5. **Nothing is read from a TAP before the start or while quiesced**; frames that piled up before `activate` are stale and drained.
+//! 6. **A full sink is not an error**: the descriptor stays in the ring, the guest sees a slow network, and transmission goes on after
+//!    [`worker::WorkerHandle::retry`] or the end of the quiesced state.
+//! 7. **A device that met a hostile ring is broken** (`DEVICE_NEEDS_RESET`) until the driver resets it; that too is state and survives a
+//!    failover.
+
+pub mod bus;
+mod gate;
+pub mod serial;
+pub mod tap;
+pub mod virtio;
+pub mod worker;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use bus::{Bus, BusDevice, BusError};
+
+/// Guest memory as devices see it: every write is noted in the region's bitmap (S5).
+pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+
+/// What can go wrong with a device outside of the guest's reach: building, saving and restoring it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// An eventfd could not be made.
+    #[error("cannot create an eventfd for {purpose}: {source}; raise the limit of open files (ulimit -n)")]
+    EventFd {
+        /// What it was for.
+        purpose: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A saved state was written by another version of this program.
+    #[error("the saved state of {device} has version {found}, this program reads version {known}; run the same version on both hosts")]
+    StateVersion {
+        /// Which device.
+        device: &'static str,
+        /// Version in the state.
+        found: u16,
+        /// Version this program writes.
+        known: u16,
+    },
+    /// A saved state contradicts the device it should be put into.
+    #[error("the saved state of {device} does not fit: {reason}; both hosts must run the same machine configuration")]
+    StateMismatch {
+        /// Which device.
+        device: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The TAP could not be drained at activation.
+    #[error("cannot read stale frames from the TAP before the start: {0}")]
+    Drain(#[source] std::io::Error),
+}
+
+/// Locks a mutex whose holder may have panicked: device state is consistent between frames, and a poisoned lock must not take the
+/// other devices down with it.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
