@@ -1,0 +1,147 @@
+//! The configuration file: TOML with the command line's long option names as keys. An unknown key is an error that names the nearest known one (S7).
+
+use std::path::{Path, PathBuf};
+
+use super::options::NodeOptions;
+
+/// Why a configuration file was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key that does not exist.
+    #[error("{path}: unknown key {key:?}{}", nearest.as_ref().map(|n| format!("; did you mean {n:?}?")).unwrap_or_default())]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// The key as it is written.
+        key: String,
+        /// The known key that looks most like it.
+        nearest: Option<String>,
+    },
+    /// Not TOML, or a value of the wrong kind.
+    #[error("{path} is not a valid configuration file")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+}
+
+/// Likeness (Jaro-Winkler) under which a suggestion would mislead more than help.
+const NEAR_ENOUGH: f64 = 0.7;
+
+/// The known key most like `key`, if any is like it at all.
+fn nearest(key: &str, known: &[String]) -> Option<String> {
+    known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&key.replace('_', "-").to_lowercase(), k), k))
+        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k.clone())
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// The file is missing or unreadable, is not TOML, has an unknown key or a value of the wrong kind.
+pub fn read(path: &Path) -> Result<NodeOptions, FileError> {
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<NodeOptions, FileError> {
+    let syntax = |source| FileError::Syntax { path: path.to_owned(), source: Box::new(source) };
+    let table: toml::Table = toml::from_str(text).map_err(syntax)?;
+    let known = NodeOptions::keys();
+    if let Some(key) = table.keys().find(|key| !known.contains(key)) {
+        return Err(FileError::UnknownKey { path: path.to_owned(), key: key.clone(), nearest: nearest(key, &known) });
+    }
+    toml::from_str(text).map_err(syntax)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::units::ByteSize;
+
+    fn parse_text(text: &str) -> Result<NodeOptions, FileError> {
+        parse(Path::new("vm.toml"), text)
+    }
+
+    #[test]
+    fn every_key_of_the_command_line_is_a_key_of_the_file() {
+        let text = r#"
+            vm = "a"
+            node = "n"
+            kernel = "k"
+            initramfs = "i"
+            cmdline = "c"
+            memory = "64M"
+            vcpus = 2
+            net = ["tap=t0,mac=52:54:00:00:00:01"]
+            backing = "memfd"
+            console = "none"
+            standby = "h:1"
+            listen = "0.0.0.0:1"
+            arbiter = "file:/x"
+            transport = "tcp"
+            heartbeat-interval = "5ms"
+            detection-bound = "50ms"
+            output-wait-us = 10
+            dirty-budget = "8M"
+            longest-interval-ms = 20
+            max-in-flight = 2
+            dirty-tracking = "ring"
+            delta-cache = 0
+            verify-memory = true
+            events = "-"
+            log = "debug"
+        "#;
+
+        let options = parse_text(text).expect("a file with every key");
+
+        let written = text.lines().filter(|line| line.contains(" = ")).count();
+        assert_eq!(written, NodeOptions::keys().len(), "this test lists every key: {:?}", NodeOptions::keys());
+        assert_eq!(options.memory, Some(ByteSize(64 << 20)));
+        assert_eq!(options.delta_cache, Some(ByteSize(0)));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest_known_one() {
+        for (key, near) in [("memroy", "memory"), ("dirty_budget", "dirty-budget"), ("standyb", "standby")] {
+            let error = parse_text(&format!("{key} = 1")).expect_err(key).to_string();
+            assert!(error.contains(&format!("unknown key {key:?}")) && error.contains(&format!("{near:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_like_nothing_gets_no_suggestion() {
+        let error = parse_text("zzzzqqq = 1").expect_err("unknown").to_string();
+        assert!(!error.contains("did you mean"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_an_error_with_its_line() {
+        let error = parse_text("vm = \"a\"\nvcpus = \"two\"").expect_err("a string for a number");
+        let FileError::Syntax { source, .. } = error else { panic!("{error}") };
+        assert!(source.to_string().contains("line 2"), "{source}");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let line = NodeOptions { vcpus: Some(4), ..NodeOptions::default() };
+        let file = NodeOptions { vcpus: Some(2), vm: Some("db".into()), ..NodeOptions::default() };
+
+        let merged = line.or(file);
+
+        assert_eq!((merged.vcpus, merged.vm.as_deref()), (Some(4), Some("db")));
+    }
+}

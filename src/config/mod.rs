@@ -1,0 +1,244 @@
+//! What a node is told to do, as one typed value: [`NodeConfig`].
+//!
+//! Lives here: the typed configuration and its default values. Beside it: the options as they are written on the command line or in a file
+//! ([`options`]), the file itself ([`file`]), the units ([`units`]) and the step from the one to the other ([`resolve`]). Not here: anything that
+//! opens a device. Guards S7 for configuration: whatever reaches the machinery has been parsed, bounded and named.
+
+pub mod file;
+pub mod options;
+pub mod resolve;
+pub mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use types::{NodeId, VmId};
+
+pub use options::NodeOptions;
+pub use resolve::{ConfigError, Verb};
+
+/// Everything a node (one host's process for one VM) needs to know. Made by [`NodeOptions::resolve`]; every value is within its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The VM's name: the arbiter's key and part of the handshake.
+    pub vm: VmId,
+    /// This node's name in the arbiter's record; differs between the two hosts.
+    pub node: NodeId,
+    /// The machine; must be the same on both hosts.
+    pub machine: MachineConfig,
+    /// The part this node starts in and whom it talks to.
+    pub peering: Peering,
+    /// What carries the epochs.
+    pub transport: TransportKind,
+    /// Failure detection.
+    pub heartbeat: HeartbeatConfig,
+    /// When an epoch ends and how many may be under way.
+    pub epochs: EpochConfig,
+    /// How dirty pages are found.
+    pub dirty_tracking: DirtyTracking,
+    /// Bytes of previous page contents the primary keeps to send deltas against; 0 = no deltas.
+    pub delta_cache_bytes: u64,
+    /// Compare a digest of all guest memory at both ends at every epoch.
+    pub verify_memory: bool,
+    /// Where [`types::event::NodeEvent`]s go, one JSON object a line.
+    pub events: Option<Sink>,
+    /// Where the guest's serial console goes.
+    pub console: Console,
+}
+
+/// The virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// What is booted.
+    pub kernel: Kernel,
+    /// Initial RAM disk.
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Guest memory.
+    pub memory: GuestMemorySize,
+    /// Virtual CPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Network ports in order; the index is the port's number.
+    pub nets: Vec<NetConfig>,
+    /// What guest memory is made of.
+    pub backing: Backing,
+}
+
+/// Most vCPUs a machine may have: the APIC identifiers and the machine tables are laid out for 8 bits, and captures are parallel threads.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Most network ports: one 4 KiB MMIO window and one interrupt line each; the I/O APIC has 24 lines, of which the legacy devices use a few.
+pub const MAX_NETS: usize = 8;
+
+/// What is booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// `guest::IMAGE`, the key-value server that comes with the program.
+    BuiltIn,
+    /// A kernel file.
+    File(PathBuf),
+}
+
+/// Guest memory: non-zero, a multiple of [`GuestMemorySize::GRANULE`], no more than the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GuestMemorySize(u64);
+
+impl GuestMemorySize {
+    /// Guest memory comes in 2 MiB pieces, so that every backing (huge pages too) and every slot boundary fits.
+    pub const GRANULE: u64 = 2 << 20;
+    /// Less than this holds no kernel, stack and heap.
+    pub const MIN: u64 = 16 << 20;
+
+    /// Bytes of guest memory.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// Pages of guest memory.
+    #[must_use]
+    pub fn pages(self) -> u64 {
+        self.0 / types::PAGE_SIZE as u64
+    }
+}
+
+/// One network port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Name of an existing TAP device on this host (1 to 15 bytes).
+    pub tap: String,
+    /// The guest's MAC address: unicast, not zero; the same on both hosts.
+    pub mac: [u8; 6],
+}
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Anonymous private memory (a drill can fork it copy-on-write).
+    Anonymous,
+    /// A memfd, shareable with other processes.
+    Memfd,
+    /// Huge pages reserved by the administrator.
+    Hugepages,
+}
+
+/// How dirty pages are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DirtyTracking {
+    /// Whichever fits this host (`lockstep check` says which).
+    Auto,
+    /// KVM's dirty bitmap with manual protect.
+    Bitmap,
+    /// KVM's dirty ring.
+    Ring,
+}
+
+/// What carries the epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// TCP through io_uring.
+    Tcp,
+}
+
+/// The part a node starts in and whom it talks to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peering {
+    /// Runs the guest with neither standby nor arbiter.
+    Alone,
+    /// Runs the guest; `standby` is tried again and again, so it may come up at any time.
+    Primary {
+        /// Who decides which node may run the guest.
+        arbiter: Arbiter,
+        /// The standby's replication address.
+        standby: Option<SocketAddr>,
+    },
+    /// Holds the copy.
+    Standby {
+        /// Who decides which node may run the guest.
+        arbiter: Arbiter,
+        /// Where the primary is awaited.
+        listen: SocketAddr,
+        /// After activation, the node that this one protects itself with.
+        standby: Option<SocketAddr>,
+    },
+}
+
+/// Who decides which node may run the guest (S3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arbiter {
+    /// An atomically updated file on storage that both nodes see.
+    File(PathBuf),
+}
+
+/// Failure detection. `bound` is at least twice `interval`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatConfig {
+    /// Time between two heartbeats.
+    pub interval: Duration,
+    /// Silence after which the peer is held to be gone.
+    pub bound: Duration,
+}
+
+/// When an epoch ends (whichever comes first) and how many may be under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochConfig {
+    /// How long pending output may wait before the epoch is ended.
+    pub output_wait: Duration,
+    /// Dirty pages at which the epoch is ended.
+    pub dirty_budget_pages: u64,
+    /// The longest an epoch may last.
+    pub longest_interval: Duration,
+    /// Epochs captured but not yet committed, at most.
+    pub max_in_flight: u8,
+}
+
+/// Where a stream of lines goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sink {
+    /// Standard output.
+    Stdout,
+    /// A file or FIFO; created when missing, appended to.
+    File(PathBuf),
+}
+
+/// Where the guest's serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Input from standard input, output to standard output.
+    Stdio,
+    /// Output is dropped.
+    None,
+    /// Output is appended to a file.
+    File(PathBuf),
+}
+
+/// Values used when neither the command line nor the file says otherwise.
+pub mod defaults {
+    use std::time::Duration;
+
+    /// Guest memory.
+    pub const MEMORY: u64 = 256 << 20;
+    /// The VM's name.
+    pub const VM: &str = "vm0";
+    /// Two scheduler slices of a loaded host (FACTS section 4: 8 ms p50) fit between two heartbeats.
+    pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(20);
+    /// Ten missed heartbeats: a hang is noticed in 0.2 s, a busy host is not mistaken for a dead one.
+    pub const DETECTION_BOUND: Duration = Duration::from_millis(200);
+    /// A tenth of the 1 ms that an answer may take, to gather frames that belong together.
+    pub const OUTPUT_WAIT: Duration = Duration::from_micros(100);
+    /// 4096 pages: about 1.7 ms of pause at the floor formula.
+    pub const DIRTY_BUDGET: u64 = 16 << 20;
+    /// An idle guest costs 20 short pauses a second.
+    pub const LONGEST_INTERVAL: Duration = Duration::from_millis(50);
+    /// Enough to overlap capture, encoding, sending and committing.
+    pub const MAX_IN_FLIGHT: u8 = 4;
+    /// The hot set of a guest that dirties a few thousand pages an epoch.
+    pub const DELTA_CACHE: u64 = 64 << 20;
+    /// Log filter.
+    pub const LOG: &str = "info";
+}
