@@ -3,10 +3,22 @@
 //! Lives here: everything that knows KVM. Not here: epochs, networks between hosts, who may run (floors above). Guards S5 (complete
 //! capture: a restored machine cannot be told from the one that was captured) and S7 (what a guest writes ends in an error, not in harm).
 
+mod config;
 pub mod devices;
+mod error;
+mod machine;
 pub mod sinks;
 
+pub use config::{Backing, BootConfig, KernelImage, MachineConfig, MachineEvent, MemoryConfig, NetConfig, Sinks};
+pub use error::VmmError;
+pub use machine::{Machine, MachineState, Paused};
 pub use sinks::{ConsoleSink, FrameSink, SinkFull};
 
 /// Guest memory: mapped once, with a bitmap that notes every write the VMM itself makes.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+
+/// Most vCPUs a machine may have: the capture barrier and the APIC ids (8 bits) are made for this many.
+pub const MAX_VCPUS: u8 = 64;
+
+/// Most network interfaces: one GSI each from 5 up to the IOAPIC's last pin, 23.
+pub const MAX_NETS: usize = 16;
