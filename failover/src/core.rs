@@ -1,0 +1,468 @@
+//! The role machine of one node: who may run the guest, in which generation, and in which order that is found out.
+//!
+//! Lives here: decisions. Not here: connections, clocks, threads, the guest, the arbiter's storage. Guards S3, and S4 across a
+//! failover. The shell raises [`Event`]s and carries out the [`Action`]s **in order, each finished before the next is begun** (an
+//! [`Action::Arbiter`] is finished when it is handed to the thread that asks).
+//!
+//! What is behind it:
+//!
+//! - *Gate, then record.* At [`Event::SyncReady`] the gate closes, and only then is the standby written into the record. From there on the
+//!   epochs run and the standby commits them, but nothing is released until the record is confirmed **and** epoch 1 is committed
+//!   ([`Action::Protect`]).
+//! - *Strike out, then ungate.* A primary that goes on alone wins `{g, me, *} -> {g+1, me, None}` first. The generation goes up
+//!   even though the owner stays: a standby that only slept, with an old epoch of generation g, and every late request that still
+//!   expects g, are dead for good. A plain read that shows no standby would not do: an unanswered request may still arrive after it.
+//! - An unanswered swap is followed by a read; until that read is answered it counts as having happened for what it would allow the
+//!   other side (the gate stays closed) and as not having happened for what it would allow this one.
+//! - A standby activates only after [`Action::StopCommitting`] and after winning `{g, owner, me} -> {g+1, me, None}` while it holds a
+//!   committed epoch of generation g.
+
+mod ask;
+mod primary;
+mod standby;
+
+use types::event::{Protection, Role};
+use types::{Epoch, Generation, NodeId};
+
+use crate::record::Record;
+use ask::{Asker, Outcome};
+
+/// Names one request to the arbiter, so that an answer that comes too late is known as such.
+pub type RequestId = u64;
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name.
+    pub me: NodeId,
+    /// This process: drawn at random when it starts.
+    pub instance: u64,
+    /// An arbiter request that is unanswered for so long is given up, and the record read again. Nanoseconds.
+    pub request_timeout_ns: u64,
+    /// The first wait before the arbiter is asked again after a failure. Doubles up to `backoff_max_ns`.
+    pub backoff_first_ns: u64,
+    /// The longest wait before the arbiter is asked again. Nanoseconds.
+    pub backoff_max_ns: u64,
+    /// A primary reads the record this often, to learn of a mistake of its operators (a second process of the same name). Nanoseconds; 0: never.
+    pub watch_ns: u64,
+}
+
+impl Config {
+    /// Defaults: answers within 2 s (storage under load), first retry after 10 ms, never rarer than each second, watch each second.
+    #[must_use]
+    pub fn new(me: NodeId, instance: u64) -> Config {
+        Config {
+            me,
+            instance,
+            request_timeout_ns: 2_000_000_000,
+            backoff_first_ns: 10_000_000,
+            backoff_max_ns: 1_000_000_000,
+            watch_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// A question to the arbiter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// [`crate::Arbiter::read`].
+    Read,
+    /// [`crate::Arbiter::swap`].
+    Swap {
+        /// What the record must be now.
+        expect: Option<Record>,
+        /// What it becomes.
+        new: Record,
+    },
+}
+
+/// The arbiter's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To a read: the record.
+    Read(Option<Record>),
+    /// To a swap: it happened.
+    Done,
+    /// To a swap: it did not happen; this is the record.
+    Lost(Option<Record>),
+    /// No trustworthy answer. A swap may have happened or not; both are treated alike, by reading again.
+    Failed {
+        /// The error in words, for the operator.
+        why: String,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Start as the primary: ask for the right to boot the guest. First event of a primary.
+    StartPrimary {
+        /// The operator says that the standby in the record (and what it holds) is to be given up. Without this, a start is refused
+        /// while a standby is recorded, because that standby may hold the only copy of a running guest.
+        abandon_standby: bool,
+    },
+    /// Start as a standby that waits for its primary. First event of a standby.
+    StartStandby,
+    /// The arbiter answered, or the attempt failed.
+    ArbiterReply {
+        /// Which request.
+        id: RequestId,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Time passed. To be raised at [`Node::deadline_ns`] or later; harmless at any other time.
+    Tick,
+    /// The peer is held to be gone (closed, silent, protocol error). Whatever still comes from that link must not be raised any more.
+    PeerGone {
+        /// In words, for the operator.
+        cause: String,
+    },
+    /// This node did not run for so long (SIGSTOP, a stalled host): what it knows may be over.
+    Stalled {
+        /// How long, nanoseconds.
+        gap_ns: u64,
+    },
+    /// Somebody said that a newer generation exists (a refused `Hello`, say). Not believed: the record is read.
+    NewerGeneration {
+        /// The generation spoken of.
+        generation: Generation,
+    },
+
+    /// Primary: a standby is linked and the copy of memory begins.
+    StandbyLinked {
+        /// Which.
+        node: NodeId,
+    },
+    /// Primary: memory is copied but for a small rest; the next step is the first atomic epoch.
+    SyncReady,
+    /// Primary: the standby committed an epoch of this generation. The first one matters, later ones may be left out.
+    FirstCommit {
+        /// Which.
+        epoch: Epoch,
+    },
+    /// Primary: the guest ended by itself (power-off), and its last epoch is committed or cannot be.
+    GuestEnded {
+        /// How.
+        reason: String,
+    },
+
+    /// Standby: a primary is linked and copies memory, acting in this generation. Only while [`Node::accepts_primary`].
+    PrimaryLinked {
+        /// The primary's generation.
+        generation: Generation,
+    },
+    /// Standby: an epoch is committed here. To be raised for the first one **before** its commit message is sent; later ones may be left out.
+    Committed {
+        /// Which.
+        epoch: Epoch,
+    },
+    /// Standby: the primary says that the record names this standby.
+    Recorded {
+        /// In which generation.
+        generation: Generation,
+    },
+    /// Standby: the primary says that the guest ended on purpose.
+    PeerShutdown {
+        /// How.
+        reason: String,
+    },
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Ask the arbiter and raise [`Event::ArbiterReply`] with the same id.
+    Arbiter {
+        /// Names the request.
+        id: RequestId,
+        /// The question.
+        request: Request,
+    },
+    /// The role, protection, generation or reason changed: tell the operator.
+    Report {
+        /// The part the node plays now.
+        role: Role,
+        /// How safe the guest is now.
+        protection: Protection,
+        /// The generation it acts in.
+        generation: Generation,
+        /// Why.
+        reason: String,
+    },
+
+    /// Primary: the right to boot the guest is granted. Output is open.
+    Boot {
+        /// In this generation.
+        generation: Generation,
+    },
+    /// Primary: close the gate. From the moment this is carried out output is held under its epoch, and epochs run
+    /// (`primary::core::Mode::Gated`).
+    Gate,
+    /// Primary: tell the standby that the record names it.
+    TellRecorded {
+        /// In this generation.
+        generation: Generation,
+    },
+    /// Primary: record confirmed and epoch 1 committed: commits release output from now on (`Mode::Protected`).
+    Protect,
+    /// Primary: the standby is gone and going on alone is not granted yet: nothing is released, whatever comes (`Mode::Held`).
+    Hold,
+    /// Primary: granted to go on alone: release everything held, and let output through (`Mode::Unprotected`).
+    Ungate {
+        /// The new generation.
+        generation: Generation,
+    },
+    /// Primary: release nothing, not even on a commit or through an open gate, until [`Action::ResumeRelease`].
+    HoldRelease,
+    /// Primary: the record was read and still grants the guest to this node.
+    ResumeRelease,
+    /// Primary: tell the standby that the guest ended on purpose.
+    TellShutdown {
+        /// How.
+        reason: String,
+    },
+    /// Nothing leaves this node any more, ever.
+    ShutGate,
+    /// The guest stops for good: the right to run is lost. Always after [`Action::ShutGate`].
+    StopGuest {
+        /// Why.
+        reason: String,
+    },
+    /// The start is refused; nothing was started.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// All that had to be settled after [`Event::GuestEnded`] is settled: the process may exit.
+    Finished,
+
+    /// Close the link to the peer, and forget what is still on its way.
+    DropLink,
+    /// Standby: from the moment this is carried out no commit message may be sent.
+    StopCommitting,
+    /// Standby: granted. Activate from `replica::core::Standby::activation_point`. The node is an unprotected primary from now on.
+    Activate {
+        /// The new generation.
+        generation: Generation,
+    },
+    /// Standby: what it holds is of no use any more: discard it and listen for a primary.
+    StandDown {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The part a node plays, with what it must remember for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing happened yet.
+    New,
+    /// Primary: asked for the right to boot.
+    Starting { abandon_standby: bool },
+    /// Primary: open, no standby.
+    Alone,
+    /// Primary: open, memory is being copied.
+    Copying { standby: NodeId },
+    /// Primary: gated; the record is being written, the first epoch is on its way.
+    Opening { standby: NodeId, recorded: bool, committed: bool },
+    /// Primary: commits release.
+    Protected { standby: NodeId },
+    /// Primary: gated, the standby gone, the right to go on alone asked for.
+    Striking,
+    /// Primary: the guest ended; the standby is being struck out.
+    Ending,
+    /// Standby: waiting for a primary.
+    Waiting,
+    /// Standby: linked. `committed`: an epoch of this generation is held whole.
+    Standing { committed: bool, recorded: bool },
+    /// Standby: stopped committing, asks for the grant.
+    Seeking,
+    /// For good.
+    Stopped,
+}
+
+/// The role machine of one process of one node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    config: Config,
+    state: State,
+    generation: Generation,
+    ask: Asker,
+    /// A [`Action::HoldRelease`] is in force.
+    on_hold: bool,
+    /// When the record is read again without a cause.
+    watch_at_ns: Option<u64>,
+}
+
+impl Node {
+    /// A node that has not started.
+    #[must_use]
+    pub fn new(config: Config) -> Node {
+        let ask = Asker::new(&config);
+        Node { config, state: State::New, generation: Generation(0), ask, on_hold: false, watch_at_ns: None }
+    }
+
+    /// The generation the node acts in: granted to it (primary), or its primary's (standby).
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The part the node plays.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        match self.state {
+            State::New | State::Starting { .. } | State::Stopped => Role::Stopped,
+            State::Waiting | State::Standing { .. } | State::Seeking => Role::Standby,
+            _ => Role::Primary,
+        }
+    }
+
+    /// How safe the guest is, as far as this node can tell.
+    #[must_use]
+    pub fn protection(&self) -> Protection {
+        match self.state {
+            State::Copying { .. } | State::Opening { .. } | State::Waiting => Protection::Syncing,
+            State::Protected { .. } => Protection::Protected,
+            State::Standing { committed: true, recorded: true } => Protection::Protected,
+            State::Standing { .. } => Protection::Syncing,
+            State::Striking | State::Ending | State::Seeking => Protection::Held,
+            State::New | State::Starting { .. } | State::Alone | State::Stopped => Protection::Unprotected,
+        }
+    }
+
+    /// Whether a standby may link to this primary now.
+    #[must_use]
+    pub fn accepts_standby(&self) -> bool {
+        self.state == State::Alone
+    }
+
+    /// Whether a primary may link to this standby now. While a standby asks for the grant it listens to no primary.
+    #[must_use]
+    pub fn accepts_primary(&self) -> bool {
+        self.state == State::Waiting
+    }
+
+    /// When [`Event::Tick`] is wanted, if at all.
+    #[must_use]
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.ask.deadline_ns().or(self.watch_at_ns)
+    }
+}
+
+/// What a node wants of the arbiter.
+enum Wish {
+    Nothing,
+    Read,
+    Swap { expect: Option<Record>, new: Record },
+}
+
+impl Node {
+    /// Takes one event at `now_ns` (any monotonic clock) and appends what must be done to `actions`.
+    ///
+    /// Never panics; an event that does not fit the state is ignored, or answered by [`Action::DropLink`] where it concerns a link.
+    pub fn handle(&mut self, event: Event, now_ns: u64, actions: &mut Vec<Action>) {
+        match event {
+            Event::ArbiterReply { id, answer } => match self.ask.take(id, answer, now_ns) {
+                Outcome::Stale => {}
+                Outcome::Failed(why) => self.unanswered(&why, actions),
+                Outcome::Known(record) => self.learned(record, now_ns, actions),
+            },
+            Event::Tick => {
+                if self.ask.expire(now_ns) {
+                    self.unanswered("the arbiter did not answer in time", actions);
+                }
+            }
+            Event::StartPrimary { abandon_standby } if self.state == State::New => self.state = State::Starting { abandon_standby },
+            Event::StartStandby if self.state == State::New => {
+                self.state = State::Waiting;
+                self.report("waiting for a primary", actions);
+            }
+            other => match self.role() {
+                Role::Primary => self.handle_primary(other, now_ns, actions),
+                Role::Standby => self.handle_standby(other, actions),
+                Role::Stopped => {}
+            },
+        }
+        self.ask_on(now_ns, actions);
+    }
+
+    /// Asks what the state wants to know or to change, if no question is under way.
+    fn ask_on(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
+        if !self.ask.idle(now_ns) {
+            return;
+        }
+        match self.wish(now_ns) {
+            Wish::Nothing => self.ask.no_pause(),
+            Wish::Read => {
+                self.watch_at_ns = None;
+                self.ask.read(now_ns, actions);
+            }
+            Wish::Swap { expect, new } => self.ask.swap(expect, new, now_ns, actions),
+        }
+    }
+
+    fn wish(&self, now_ns: u64) -> Wish {
+        if self.on_hold {
+            return Wish::Read;
+        }
+        let wanted = match &self.state {
+            State::Starting { .. } => self.claim(),
+            State::Opening { standby, recorded: false, .. } => self.record_standby(standby),
+            State::Striking | State::Ending => self.strike_out(),
+            State::Seeking => self.take_over(),
+            State::Standing { recorded: true, .. } if self.ask.view().is_none() => Some(Wish::Read),
+            _ if self.watch_at_ns.is_some_and(|at| now_ns >= at) => Some(Wish::Read),
+            _ => Some(Wish::Nothing),
+        };
+        // Each of them yields nothing when the record is not known (any more), or not as it would have to be.
+        wanted.unwrap_or(Wish::Read)
+    }
+
+    /// An arbiter answer says what the record is.
+    fn learned(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
+        match self.state {
+            State::New | State::Stopped | State::Waiting => {}
+            State::Starting { abandon_standby } => self.learned_starting(record, abandon_standby, now_ns, actions),
+            State::Standing { .. } | State::Seeking => self.learned_standby(record, now_ns, actions),
+            _ => self.learned_primary(record, now_ns, actions),
+        }
+    }
+
+    /// No answer is no grant: nothing changes but what the operator is told.
+    fn unanswered(&mut self, why: &str, actions: &mut Vec<Action>) {
+        match self.state {
+            State::Starting { .. } => self.report(&format!("waiting for the arbiter before the guest may start: {why}"), actions),
+            State::Opening { recorded: false, .. } => {
+                self.report(&format!("output is held: the standby cannot be recorded: {why}"), actions);
+            }
+            State::Striking | State::Ending => {
+                self.report(&format!("output is held: the standby is gone and the arbiter gives no answer: {why}"), actions);
+            }
+            State::Seeking => self.report(&format!("not activating: the arbiter gives no answer: {why}"), actions),
+            _ if self.on_hold => self.report(&format!("output is held: the right to run cannot be confirmed: {why}"), actions),
+            // The watch is tried again after the pause.
+            _ => self.watch_at_ns = (self.role() == Role::Primary && self.config.watch_ns > 0).then_some(0),
+        }
+    }
+
+    fn report(&self, reason: &str, actions: &mut Vec<Action>) {
+        actions.push(Action::Report {
+            role: self.role(),
+            protection: self.protection(),
+            generation: self.generation,
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn mine(&self, generation: Generation, standby: Option<NodeId>) -> Record {
+        Record { generation, owner: self.config.me.clone(), instance: self.config.instance, standby }
+    }
+
+    fn watch_from(&mut self, now_ns: u64) {
+        self.watch_at_ns = (self.config.watch_ns > 0).then(|| now_ns.saturating_add(self.config.watch_ns));
+    }
+}
+
+#[cfg(test)]
+mod tests;
