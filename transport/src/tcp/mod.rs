@@ -1,0 +1,1 @@
+//! The link over TCP with io_uring.
