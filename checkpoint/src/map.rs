@@ -1,0 +1,61 @@
+//! Which guest frame numbers exist: the bound against which every gfn from the wire is checked.
+//!
+//! Lives here: a small sorted list of ranges. Not here: memory. Guards S7: no record can name a page outside guest memory.
+
+use std::ops::Range;
+
+use types::{Gfn, PAGE_SIZE};
+
+/// The guest's memory as ranges of page numbers, ascending and disjoint (guest memory has a hole below 4 GiB when it is large).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestMap {
+    ranges: Vec<Range<u64>>,
+}
+
+impl GuestMap {
+    /// Made from ranges of page numbers in any order; empty ones are dropped, touching or overlapping ones joined.
+    #[must_use]
+    pub fn new(ranges: impl IntoIterator<Item = Range<u64>>) -> GuestMap {
+        let mut sorted: Vec<Range<u64>> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+        sorted.sort_by_key(|range| range.start);
+        let mut joined: Vec<Range<u64>> = Vec::with_capacity(sorted.len());
+        for range in sorted {
+            match joined.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => joined.push(range),
+            }
+        }
+        GuestMap { ranges: joined }
+    }
+
+    /// Made from (guest physical address, bytes) of each memory region; a part of a page at an end does not count.
+    #[must_use]
+    pub fn from_regions(regions: impl IntoIterator<Item = (u64, u64)>) -> GuestMap {
+        let page = PAGE_SIZE as u64;
+        GuestMap::new(regions.into_iter().map(|(start, bytes)| start.div_ceil(page)..start.saturating_add(bytes) / page))
+    }
+
+    /// Whether the page exists.
+    #[must_use]
+    #[inline]
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        self.ranges.iter().any(|range| range.contains(&gfn.0))
+    }
+
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.ranges.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// The ranges of page numbers, ascending.
+    #[must_use]
+    pub fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// Every page number, ascending.
+    pub fn gfns(&self) -> impl Iterator<Item = Gfn> + '_ {
+        self.ranges.iter().flat_map(|range| range.clone().map(Gfn))
+    }
+}

@@ -1,0 +1,54 @@
+//! What two nodes must agree on before one can stand by for the other.
+//!
+//! Lives here: the guest's shape, and how its differences are told to an operator. Not here: the making of it (`vmm` knows the CPU). Guards S5: a
+//! state is only ever restored into a machine of the same shape.
+
+use serde::{Deserialize, Serialize};
+
+/// The guest's shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestShape {
+    /// Guest memory, bytes.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// MAC address of each network port, in order.
+    pub nets: Vec<[u8; 6]>,
+    /// What the guest sees of the CPU: vendor, family, model, and a digest of its CPUID leaves.
+    pub cpu: String,
+}
+
+impl GuestShape {
+    /// How `other` (the peer's) differs from this one, in words; `None` when it does not.
+    #[must_use]
+    pub fn mismatch(&self, other: &GuestShape) -> Option<String> {
+        let mut found = Vec::new();
+        if self.memory_bytes != other.memory_bytes {
+            found.push(format!("memory is {} here and {} at the peer", mib(self.memory_bytes), mib(other.memory_bytes)));
+        }
+        if self.vcpus != other.vcpus {
+            found.push(format!("vCPUs: {} here and {} at the peer", self.vcpus, other.vcpus));
+        }
+        if self.nets.len() != other.nets.len() {
+            found.push(format!("network ports: {} here and {} at the peer", self.nets.len(), other.nets.len()));
+        }
+        for (port, (ours, theirs)) in self.nets.iter().zip(&other.nets).enumerate() {
+            if ours != theirs {
+                found.push(format!("network port {port} has MAC {} here and {} at the peer", mac(ours), mac(theirs)));
+            }
+        }
+        if self.cpu != other.cpu {
+            found.push(format!("the CPU is \"{}\" here and \"{}\" at the peer", self.cpu, other.cpu.escape_debug()));
+        }
+        if found.is_empty() { None } else { Some(found.join("; ")) }
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes.is_multiple_of(MIB) { format!("{} MiB", bytes / MIB) } else { format!("{bytes} bytes") }
+}
+
+fn mac(bytes: &[u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
