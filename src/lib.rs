@@ -4,5 +4,6 @@
 //! replication or virtualisation; those are the crates below.
 
 pub mod config;
+pub mod demo;
 pub mod host;
 pub mod node;

@@ -1,0 +1,4 @@
+//! `lockstep demo`: a world of namespaces, a primary and a standby as processes, clients, a death in the middle, and the proof that nothing was lost.
+
+pub mod namespace;
+pub mod world;
