@@ -96,11 +96,35 @@ pub struct CompleteEpoch<H> {
     pub tail: EpochTail,
 }
 
+/// Proof that a part is the one that had to come next. Made by [`Assembler::admit`], spent by [`Assembler::keep`] together with the handle of the
+/// part's bytes, which could not be moved while the part was borrowed from it.
+#[derive(Debug)]
+#[must_use = "an admitted part has to be kept, or its epoch can never be complete"]
+pub struct Admitted {
+    epoch: Epoch,
+    index: u32,
+    digest: u64,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// More parts follow; these bytes of the tail came with this one.
+    More(Vec<u8>),
+    /// The epoch is complete.
+    Last(EpochTail),
+}
+
 /// Puts the parts of one link together. `H` owns a part's bytes (a staging slot).
 #[derive(Debug)]
 pub struct Assembler<H> {
     generation: Generation,
+    /// The epoch whose parts are coming, or come next.
     due: Epoch,
+    /// The first EPOCH part of the link tells which epoch is due.
+    learns_first: bool,
+    /// No EPOCH part has come on this link yet.
+    syncing: bool,
     chain: EpochChain,
     parts: Vec<H>,
     tail: Vec<u8>,
@@ -109,51 +133,101 @@ pub struct Assembler<H> {
 }
 
 impl<H> Assembler<H> {
-    /// For a link on which the standby is new: SYNC parts, then epoch 1 of `generation`.
+    /// For a link that brings epochs from 1 of `generation`, perhaps after SYNC parts.
     #[must_use]
     pub fn new(generation: Generation) -> Assembler<H> {
-        Assembler::resuming(generation, Epoch::NONE)
+        let due = Epoch::NONE.next();
+        Assembler {
+            generation,
+            due,
+            learns_first: false,
+            syncing: true,
+            chain: EpochChain::new(generation, due),
+            parts: Vec::new(),
+            tail: Vec::new(),
+            sync_parts: 0,
+            broken: false,
+        }
     }
 
-    /// For a link on which `last` is the newest epoch held: `last.next()` comes next. ([`Epoch::NONE`]: as [`Assembler::new`].)
+    /// For a link over which a standby joins a generation that has had epochs already: the first part of any epoch may follow the SYNC parts, and
+    /// from there on every epoch must follow the one before it.
     #[must_use]
-    pub fn resuming(generation: Generation, last: Epoch) -> Assembler<H> {
-        let due = last.next();
-        let chain = EpochChain::new(generation, due);
-        Assembler { generation, due, chain, parts: Vec::new(), tail: Vec::new(), sync_parts: 0, broken: false }
+    pub fn joining(generation: Generation) -> Assembler<H> {
+        Assembler { learns_first: true, ..Assembler::new(generation) }
     }
 
-    /// Accepts a SYNC part: it is the caller's to apply, at once. SYNC parts may come until the first epoch's first part.
+    /// Accepts a SYNC part: it is the caller's to apply, at once. SYNC parts may come until the first EPOCH part.
     ///
     /// # Errors
-    /// [`AssembleError`].
+    /// [`AssembleError`]; nothing more is accepted then.
     pub fn sync(&mut self, part: &Part<'_>) -> Result<(), AssembleError> {
         let checked = self.check_sync(part);
         self.broken |= checked.is_err();
         checked
     }
 
-    /// Accepts an EPOCH part and keeps its handle; returns the epoch when it is complete. On an error the handle and the torn epoch
-    /// are dropped and nothing more is accepted.
+    /// Accepts an EPOCH part. Nothing changes before it is kept.
+    ///
+    /// # Errors
+    /// [`AssembleError`]; the torn epoch is dropped and nothing more is accepted then.
+    pub fn admit(&mut self, part: &Part<'_>) -> Result<Admitted, AssembleError> {
+        let admitted = self.check_epoch(part);
+        if admitted.is_err() {
+            self.abort();
+            self.broken = true;
+        }
+        admitted
+    }
+
+    /// Takes the handle of an admitted part; returns the epoch when this part completes it.
+    ///
+    /// # Errors
+    /// [`AssembleError::Broken`] when `admitted` is not of the part that is due (it was admitted by another assembler, or two at a time).
+    pub fn keep(&mut self, handle: H, admitted: Admitted) -> Result<Option<CompleteEpoch<H>>, AssembleError> {
+        let Admitted { epoch, index, digest, content } = admitted;
+        if self.broken || !self.is_due(epoch, index) {
+            self.abort();
+            self.broken = true;
+            return Err(AssembleError::Broken);
+        }
+        if self.learns_first {
+            self.learns_first = false;
+            self.due = epoch;
+            self.chain = EpochChain::new(self.generation, epoch);
+        }
+        self.syncing = false;
+        self.parts.push(handle);
+        match content {
+            Content::More(tail) => {
+                self.tail.extend_from_slice(&tail);
+                self.chain.push(digest);
+                Ok(None)
+            }
+            Content::Last(tail) => {
+                self.tail.clear();
+                self.due = epoch.next();
+                self.chain = EpochChain::new(self.generation, self.due);
+                let parts = std::mem::take(&mut self.parts);
+                Ok(Some(CompleteEpoch { generation: self.generation, epoch, parts, tail }))
+            }
+        }
+    }
+
+    /// [`Assembler::admit`] and [`Assembler::keep`] in one, for a handle that the part does not borrow from.
     ///
     /// # Errors
     /// [`AssembleError`].
     pub fn push(&mut self, handle: H, part: &Part<'_>) -> Result<Option<CompleteEpoch<H>>, AssembleError> {
-        let pushed = self.try_push(handle, part);
-        if pushed.is_err() {
-            self.broken = true;
-            self.abort();
-        }
-        pushed
+        let admitted = self.admit(part)?;
+        self.keep(handle, admitted)
     }
 
-    /// Drops the torn epoch, if there is one, and returns how many parts it had. What was complete before is not touched.
+    /// Drops the torn epoch, if there is one, and returns how many parts it had: the link is gone. Complete epochs are not touched; after
+    /// parts were dropped nothing more is accepted (a new link has a new assembler).
     pub fn abort(&mut self) -> usize {
-        let torn = self.parts.len();
-        self.parts = Vec::new();
+        let torn = std::mem::take(&mut self.parts).len();
         self.tail = Vec::new();
-        self.chain = EpochChain::new(self.generation, self.due);
-        // After parts were dropped the sender's next part cannot fit; a new link starts with a new assembler.
         self.broken |= torn > 0;
         torn
     }
@@ -170,6 +244,15 @@ impl<H> Assembler<H> {
         self.parts.len()
     }
 
+    fn is_due(&self, epoch: Epoch, index: u32) -> bool {
+        (epoch == self.due || self.learns_first) && index == self.expected_index()
+    }
+
+    /// Index of the part that is due. Not truncated: [`MAX_PARTS`] is checked before a part is kept.
+    fn expected_index(&self) -> u32 {
+        self.parts.len() as u32
+    }
+
     fn check_link(&self, part: &Part<'_>) -> Result<(), AssembleError> {
         if self.broken {
             return Err(AssembleError::Broken);
@@ -181,13 +264,17 @@ impl<H> Assembler<H> {
         Ok(())
     }
 
+    fn late_sync(&self) -> AssembleError {
+        AssembleError::LateSync { expected_epoch: self.due, expected_index: self.expected_index() }
+    }
+
     fn check_sync(&mut self, part: &Part<'_>) -> Result<(), AssembleError> {
         self.check_link(part)?;
         let header = part.header();
         if header.kind != PartKind::Sync {
             return Err(AssembleError::NotSync { epoch: header.epoch });
         }
-        if self.due != Epoch::NONE.next() || !self.parts.is_empty() {
+        if !self.syncing {
             return Err(self.late_sync());
         }
         if header.index != self.sync_parts {
@@ -202,49 +289,34 @@ impl<H> Assembler<H> {
         Ok(())
     }
 
-    fn late_sync(&self) -> AssembleError {
-        AssembleError::LateSync { expected_epoch: self.due, expected_index: self.parts.len() as u32 }
-    }
-
-    fn try_push(&mut self, handle: H, part: &Part<'_>) -> Result<Option<CompleteEpoch<H>>, AssembleError> {
+    fn check_epoch(&self, part: &Part<'_>) -> Result<Admitted, AssembleError> {
         self.check_link(part)?;
         let header = part.header();
+        let (epoch, index, digest) = (header.epoch, header.index, header.digest);
         if header.kind != PartKind::Epoch {
             return Err(self.late_sync());
         }
-        let epoch = header.epoch;
         if self.parts.len() >= MAX_PARTS as usize {
             return Err(AssembleError::TooManyParts { epoch });
         }
-        let expected_index = self.parts.len() as u32;
-        if epoch != self.due || header.index != expected_index {
-            let expected_epoch = self.due;
-            return Err(AssembleError::Sequence { epoch, index: header.index, expected_epoch, expected_index });
+        if !self.is_due(epoch, index) {
+            let (expected_epoch, expected_index) = (self.due, self.expected_index());
+            return Err(AssembleError::Sequence { epoch, index, expected_epoch, expected_index });
         }
         if self.tail.len() + part.tail().len() > MAX_ENCODED_BYTES {
             return Err(AssembleError::TailTooLarge { epoch });
         }
-        self.parts.push(handle);
         let Some(claimed) = part.epoch_digest() else {
-            self.tail.extend_from_slice(part.tail());
-            self.chain.push(header.digest);
-            return Ok(None);
+            return Ok(Admitted { epoch, index, digest, content: Content::More(part.tail().to_vec()) });
         };
-        let found = self.chain.value();
+        let chain = if self.learns_first { EpochChain::new(self.generation, epoch) } else { self.chain };
+        let found = chain.value();
         if claimed != found {
             return Err(AssembleError::EpochDigest { epoch, claimed, found });
         }
-        let tail = if self.tail.is_empty() {
-            EpochTail::decode(part.tail())
-        } else {
-            self.tail.extend_from_slice(part.tail());
-            EpochTail::decode(&self.tail)
-        }
-        .map_err(|source| AssembleError::Tail { epoch, source })?;
-        self.tail.clear();
-        self.due = epoch.next();
-        self.chain = EpochChain::new(self.generation, self.due);
-        let parts = std::mem::take(&mut self.parts);
-        Ok(Some(CompleteEpoch { generation: self.generation, epoch, parts, tail }))
+        let tail =
+            if self.tail.is_empty() { EpochTail::decode(part.tail()) } else { EpochTail::decode(&[&self.tail, part.tail()].concat()) }
+                .map_err(|source| AssembleError::Tail { epoch, source })?;
+        Ok(Admitted { epoch, index, digest, content: Content::Last(tail) })
     }
 }

@@ -244,6 +244,8 @@ pub struct Encoder {
     slot_bytes: usize,
     cache: DeltaCache,
     chain: EpochChain,
+    /// Where a page's delta is made before it is known to be small enough.
+    delta: [u8; MAX_DELTA_BYTES],
 }
 
 impl Encoder {
@@ -293,7 +295,7 @@ impl Encoder {
     /// Makes one part in `out`. Parts of an epoch are made in order of their index; [`Encoder::epoch`] does that.
     ///
     /// # Errors
-    /// [`EncodeError`]: the input is not a possible part. What was remembered of its pages is then forgotten.
+    /// [`EncodeError`]: the input is not a possible part. When pages had been encoded by then, everything remembered is forgotten.
     pub fn encode_part(&mut self, input: &PartInput<'_>, out: &mut EncodedPart) -> Result<(), EncodeError> {
         self.check(input)?;
         out.clear();
@@ -319,9 +321,7 @@ impl Encoder {
             out.counts.zero += 1;
             return;
         }
-        // The delta is written in place; only what it needs of the room is kept. (Never reallocates: a page's room is in the slot size.)
-        let mut delta = [0u8; MAX_DELTA_BYTES];
-        match self.cache.send(gfn, page, &mut delta) {
+        match self.cache.send(gfn, page, &mut self.delta) {
             Sent::Unchanged => out.counts.unchanged += 1,
             Sent::Raw => {
                 out.push_record(gfn, CODE_RAW);
@@ -329,7 +329,8 @@ impl Encoder {
             }
             Sent::Delta(bytes) => {
                 let start = out.scratch.len();
-                out.scratch.extend_from_slice(&delta[..bytes]);
+                // Never reallocates: a page's room is in the slot size.
+                out.scratch.extend_from_slice(&self.delta[..bytes]);
                 out.push_record(gfn, bytes as u64);
                 out.push_scratch(start, start + bytes);
                 out.counts.delta += 1;

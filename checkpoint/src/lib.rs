@@ -23,7 +23,7 @@ pub mod shape;
 pub mod tail;
 pub mod wire;
 
-pub use assemble::{AssembleError, Assembler, CompleteEpoch};
+pub use assemble::{Admitted, AssembleError, Assembler, CompleteEpoch};
 pub use decode::{Part, Record, WireError};
 pub use encode::{EncodeError, EncodedPart, Encoder, EncoderConfig, PartInput, Piece};
 pub use epoch_parts::{EpochInput, EpochParts};
