@@ -1,1 +1,3 @@
 //! The epoch loop: run, pause, capture, seal output, resume, send, release
+
+pub mod core;

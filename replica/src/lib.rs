@@ -1,1 +1,3 @@
 //! The standby: receive, stage, verify, commit, apply, activate
+
+pub mod core;
