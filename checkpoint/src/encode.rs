@@ -258,7 +258,12 @@ impl Encoder {
         if !(MIN_SLOT_BYTES..=MAX_PART_BYTES).contains(&slot_bytes) {
             return Err(EncodeError::SlotSize { slot_bytes });
         }
-        Ok(Encoder { slot_bytes, cache: DeltaCache::new(config.delta_pages), chain: EpochChain::new(Generation(0), Epoch::NONE) })
+        Ok(Encoder {
+            slot_bytes,
+            cache: DeltaCache::new(config.delta_pages),
+            chain: EpochChain::new(Generation(0), Epoch::NONE),
+            delta: [0; MAX_DELTA_BYTES],
+        })
     }
 
     /// A buffer for parts, with room for the largest one. Make as many as there are parts in flight.
