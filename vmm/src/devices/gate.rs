@@ -58,6 +58,11 @@ impl Gate {
         self.opened.notify_all();
     }
 
+    /// Worker: whether it is to end.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     /// Makes the worker end at its next look at the gate, open or closed.
     pub(crate) fn stop(&self) {
         let inside = lock(&self.inside);

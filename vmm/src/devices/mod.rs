@@ -39,8 +39,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bus::{Bus, BusDevice, BusError};
 
-/// Guest memory as devices see it: every write is noted in the region's bitmap (S5).
-pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
 
 /// What can go wrong with a device outside of the guest's reach: building, saving and restoring it.
 #[derive(Debug, thiserror::Error)]
