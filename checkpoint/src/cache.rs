@@ -66,6 +66,12 @@ impl DeltaCache {
         self.slots.fill(Slot::default());
     }
 
+    /// Whether the next send of this page would be compared with what the standby holds.
+    #[must_use]
+    pub fn remembers(&self, gfn: Gfn) -> bool {
+        self.slots.get(gfn.0 as usize & self.mask).is_some_and(|slot| slot.valid && slot.tag == gfn.0 + 1)
+    }
+
     /// The page is about to be sent as zero.
     pub fn sent_zero(&mut self, gfn: Gfn) {
         if let Some(slot) = self.slots.get_mut(gfn.0 as usize & self.mask)

@@ -23,6 +23,10 @@ pub const MAX_DELTA_BYTES: usize = PAGE_SIZE / 2;
 /// Words of one comparison group: one bit each in a `u64`.
 const GROUP: usize = 64;
 const GROUPS: usize = PAGE_WORDS / GROUP;
+/// Bytes compared at once, before it is asked which of their words differ: a cache line.
+const LINE: usize = 64;
+const LINE_WORDS: usize = LINE / WORD_BYTES;
+const LINES_PER_GROUP: usize = GROUP / LINE_WORDS;
 
 /// The words in which two pages differ, one bit each.
 struct Changed([u64; GROUPS]);
@@ -72,17 +76,15 @@ impl Changed {
     fn between(base: &Page, page: &Page, max_words: usize) -> Option<Changed> {
         let mut masks = [0u64; GROUPS];
         let mut words = 0;
-        let groups = base.chunks_exact(GROUP * WORD_BYTES).zip(page.chunks_exact(GROUP * WORD_BYTES));
-        for (mask, (old, new)) in masks.iter_mut().zip(groups) {
-            if old == new {
+        let old_lines = base.as_chunks::<LINE>().0.iter();
+        let new_lines = page.as_chunks::<LINE>().0.iter();
+        for (line, (old, new)) in old_lines.zip(new_lines).enumerate() {
+            let changed = changed_words(old, new);
+            if changed == 0 {
                 continue;
             }
-            let (old, _) = old.as_chunks::<WORD_BYTES>();
-            let (new, _) = new.as_chunks::<WORD_BYTES>();
-            for (bit, (old, new)) in old.iter().zip(new).enumerate() {
-                *mask |= u64::from(old != new) << bit;
-            }
-            words += mask.count_ones() as usize;
+            masks[line / LINES_PER_GROUP] |= changed << (line % LINES_PER_GROUP * LINE_WORDS);
+            words += changed.count_ones() as usize;
             if words > max_words {
                 return None;
             }
@@ -129,6 +131,17 @@ impl Changed {
             f(from, count);
         }
     }
+}
+
+/// The words in which two lines differ, one bit each.
+#[inline]
+fn changed_words(old: &[u8; LINE], new: &[u8; LINE]) -> u64 {
+    let word = |line: &[u8; LINE], i: usize| line.as_chunks::<WORD_BYTES>().0.get(i).map_or(0, |word| u64::from_ne_bytes(*word));
+    let differ: [u64; LINE_WORDS] = std::array::from_fn(|i| word(old, i) ^ word(new, i));
+    if differ.iter().fold(0, |any, word| any | word) == 0 {
+        return 0;
+    }
+    differ.iter().enumerate().fold(0, |mask, (bit, word)| mask | u64::from(*word != 0) << bit)
 }
 
 /// Why bytes are not a delta.
