@@ -17,7 +17,8 @@ use timing::Timing;
 /// What the role machine allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// No standby: output passes, no epochs. `failover`: `Boot`, `Activate`, `Ungate`.
+    /// No standby: output passes, no epochs. `failover`: `Boot`, `Activate`, `Ungate`; after the last the shell has the buffer release all
+    /// that it holds before it raises this.
     Unprotected,
     /// Memory is being copied: output passes, no epochs.
     Syncing,
@@ -43,11 +44,10 @@ pub enum Event {
     HoldRelease(bool),
     /// Time passed. To be raised at [`Pipeline::deadline_ns`].
     Tick,
-    /// The guest sent output that is held under `epoch`. Need only be raised for the first of an epoch, and when the buffer gets short.
+    /// The guest sent output that is held. Need only be raised for the first of an epoch, and when the buffer gets short. May come from the
+    /// device before [`Event::Captured`] of the epoch that was just sealed.
     Output {
-        /// The epoch it is held under (as the buffer says: the device may be ahead of [`Event::Captured`]).
-        epoch: Epoch,
-        /// It is the first held in this epoch.
+        /// It is the first held in the epoch that is open in the buffer.
         first: bool,
         /// The buffer is past its high-water mark.
         pressure: bool,
@@ -127,6 +127,8 @@ pub enum HoldReason {
     AwaitingCommit,
     /// The output buffer is full, the standby is gone and no grant to go on alone was had.
     NoGrant,
+    /// This node did not run for a while, and output would leave through an open gate before the record is read.
+    Unconfirmed,
 }
 
 /// Why the link must be dropped.
@@ -170,7 +172,8 @@ pub enum Action {
         /// Why now.
         reason: EndReason,
     },
-    /// Let held output go, up to what the token covers.
+    /// Let held output go, up to what the token covers: the standby has said that it holds all of it. (Output held when the gate
+    /// opens needs none: see [`Mode::Unprotected`].)
     Release(Commit),
     /// Epoch 1 is committed: raise `failover::core::Event::FirstCommit`.
     FirstCommit(Epoch),
@@ -260,15 +263,12 @@ impl Pipeline {
     pub fn handle(&mut self, event: Event, now_ns: u64, actions: &mut Vec<Action>) {
         match event {
             Event::Mode { mode, generation } => self.change_mode(mode, generation, now_ns, actions),
-            Event::HoldRelease(hold) => {
-                self.hold_release = hold;
-                self.release(actions);
-            }
+            Event::HoldRelease(hold) => self.change_hold(hold, actions),
             Event::Tick => {}
-            Event::Output { epoch, first, pressure } => {
-                if self.open != Epoch::NONE && epoch == self.open {
-                    self.timing.output(first, pressure, now_ns);
-                } else if self.ending && epoch == self.open.next() {
+            Event::Output { first, pressure } => {
+                self.timing.output(first, pressure, now_ns);
+                if self.ending {
+                    // It may belong to the epoch that ends or to the next one: at worst one epoch ends early without output.
                     self.timing.next_output(first, pressure, now_ns);
                 }
             }
@@ -323,31 +323,43 @@ impl Pipeline {
         }
     }
 
-    /// Everything held may go: the arbiter confirmed that no standby is recorded.
+    /// No epochs run any more. What is held leaves by the buffer's own strike-out proof, not by a commit.
     fn open_gate(&mut self, actions: &mut Vec<Action>) {
-        if self.open != Epoch::NONE {
-            // While a capture is under way the buffer may already be one epoch further than this machine knows.
-            let newest = if self.ending { self.open.next() } else { self.open };
-            actions.push(Action::Release(Commit::attest(self.generation, newest)));
-        }
         self.open = Epoch::NONE;
         self.ending = false;
         self.committed = Epoch::NONE;
         self.released = Epoch::NONE;
-        self.resume_guest(actions);
+        if !self.hold_release {
+            self.resume_guest(actions);
+        }
+    }
+
+    fn change_hold(&mut self, hold: bool, actions: &mut Vec<Action>) {
+        self.hold_release = hold;
+        if !hold {
+            self.release(actions);
+        } else if matches!(self.mode, Mode::Unprotected | Mode::Syncing) {
+            // An open gate holds nothing back: the guest must not speak.
+            self.hold_guest(HoldReason::Unconfirmed, actions);
+        }
+    }
+
+    fn hold_guest(&mut self, reason: HoldReason, actions: &mut Vec<Action>) {
+        if !self.guest_held {
+            self.guest_held = true;
+            actions.push(Action::HoldGuest(reason));
+        }
     }
 
     fn output_full(&mut self, now_ns: u64, actions: &mut Vec<Action>) {
         let reason = match self.mode {
             Mode::Gated | Mode::Protected if !self.link_lost => HoldReason::AwaitingCommit,
-            Mode::Unprotected | Mode::Syncing if !self.hold_release => return,
+            // An open gate has room again as soon as what was held is written.
+            Mode::Unprotected | Mode::Syncing => return,
             _ => HoldReason::NoGrant,
         };
         self.timing.output(true, true, now_ns);
-        if !self.guest_held {
-            self.guest_held = true;
-            actions.push(Action::HoldGuest(reason));
-        }
+        self.hold_guest(reason, actions);
     }
 
     fn answers_end(&self, generation: Generation, epoch: Epoch) -> bool {
