@@ -89,11 +89,18 @@ pub fn delta(bytes: &[u8]) {
     delta.apply(&mut [0; types::PAGE_SIZE]);
 }
 
-/// A stream of parts, each preceded by its length (u16), with right digests: any order of any parts ends in an error or in whole epochs.
-pub fn stream(bytes: &[u8]) {
+/// Eight bytes from `at`, or zeros where there are none.
+fn field(bytes: &[u8], at: usize) -> [u8; 8] {
+    bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default()
+}
+
+/// A stream of parts, each preceded by its length (u16), with right digests, on a link of the first part's generation: any order of any parts ends in an
+/// error or in whole epochs. Returns how many.
+pub fn stream(bytes: &[u8]) -> u64 {
     let map = GuestMap::from_regions([(0, GUEST_PAGES * types::PAGE_SIZE as u64)]);
-    let mut assembler = Assembler::new(Generation(1));
+    let mut assembler = Assembler::new(Generation(u64::from_le_bytes(field(bytes, 2 + 16))));
     let mut expected = assembler.due();
+    let mut complete_epochs = 0;
     let mut rest = bytes;
     while let Some((len, after)) = rest.split_first_chunk::<2>() {
         let len = usize::from(u16::from_le_bytes(*len)).min(after.len());
@@ -101,7 +108,7 @@ pub fn stream(bytes: &[u8]) {
         rest = next;
         let one = with_right_digest(one);
         let Ok(part) = Part::parse(&one, &map) else {
-            return;
+            break;
         };
         let pushed = match part.header().kind {
             PartKind::Sync => assembler.sync(&part).map(|()| None),
@@ -111,9 +118,11 @@ pub fn stream(bytes: &[u8]) {
             Ok(Some(complete)) => {
                 assert_eq!(complete.epoch, expected, "epochs complete in order");
                 expected = expected.next();
+                complete_epochs += 1;
             }
             Ok(None) => {}
             Err(_) => assert!(matches!(assembler.push((), &part), Err(crate::AssembleError::Broken))),
         }
     }
+    complete_epochs
 }

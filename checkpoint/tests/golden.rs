@@ -1,0 +1,165 @@
+//! The bytes on the wire, spelled out: a change here is a new version of the format.
+
+mod support;
+
+use checkpoint::codec;
+use checkpoint::delta::{DeltaOutcome, encode_delta};
+use checkpoint::digest::{EpochChain, bytes_digest};
+use checkpoint::message::{Hello, Message, MessageError, Welcome, decode, encode};
+use checkpoint::{Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
+use support::map;
+use types::{Epoch, Generation, Gfn, NodeId, Output, OutputPort, PAGE_SIZE, VmId};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn shape() -> GuestShape {
+    GuestShape { memory_bytes: 256 << 20, vcpus: 2, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: "AuthenticAMD 26/2 #1".into() }
+}
+
+#[test]
+fn the_bytes_of_a_part() {
+    let mut encoder = Encoder::new(EncoderConfig { slot_bytes: 64 << 10, delta_pages: 4 }).unwrap();
+    let mut out = encoder.part_buffer();
+    let gfns = [Gfn(0x10), Gfn(0x11)];
+    let mut arena = vec![0; 2 * PAGE_SIZE];
+    arena[PAGE_SIZE] = 1;
+    for index in 0..2 {
+        encoder.sync_part(Generation(2), index, &gfns, &arena, &mut out).unwrap();
+    }
+    arena[PAGE_SIZE + 16] = 0xAB;
+    let mut parts = encoder.epoch(EpochInput { generation: Generation(2), epoch: Epoch(7), gfns: &gfns, arena: &arena, tail: &[1, 2, 3] });
+    assert!(parts.next_part(&mut out).unwrap());
+
+    let bytes = support::gather(&out, &arena);
+    let header = [
+        "4c4b535450415254", // magic
+        "0100",             // version
+        "02",               // EPOCH
+        "01",               // LAST
+        "00000000",         // part index
+        "0200000000000000", // generation
+        "0700000000000000", // epoch
+        "02000000",         // records
+        "0c000000",         // payload bytes
+        "0b000000",         // tail bytes
+        "000000000000000000000000",
+        "c475d3d1d31e5db0", // digest
+    ];
+    let body = [
+        "0100010000000000",         // page 0x10: zero
+        "0c10010000000000",         // page 0x11: a delta of 12 bytes
+        "02000100ab00000000000000", // word 2, one word
+        "010203",                   // tail
+        "5179eb6025d64855",         // epoch digest
+    ];
+    assert_eq!(hex(&bytes), header.concat() + &body.concat());
+
+    // Both digests again, from the description of the format alone.
+    let mut zeroed = bytes.clone();
+    zeroed[56..64].fill(0);
+    assert_eq!(bytes_digest(&zeroed).to_le_bytes(), bytes[56..64]);
+    assert_eq!(EpochChain::new(Generation(2), Epoch(7)).value().to_le_bytes(), bytes[bytes.len() - 8..]);
+}
+
+#[test]
+fn the_bytes_of_a_delta() {
+    let mut base = [0; PAGE_SIZE];
+    let mut page = base;
+    page[8] = 1;
+    page[23] = 2;
+    page[PAGE_SIZE - 1] = 3;
+    // A run across the boundary of two comparison groups.
+    page[63 * 8] = 4;
+    page[64 * 8] = 5;
+    let mut out = [0; 2048];
+    let outcome = encode_delta(&mut base, &page, &mut out);
+    let expected =
+        "0100020001000000000000000000000000000002".to_owned() + "3f00020004000000000000000500000000000000" + "ff0101000000000000000003";
+    assert_eq!(outcome, DeltaOutcome::Written(expected.len() / 2));
+    assert_eq!(hex(&out[..expected.len() / 2]), expected);
+    assert_eq!(base, page);
+}
+
+#[test]
+fn the_bytes_of_a_tail() {
+    let tail = EpochTail {
+        machine: vec![1, 2, 3],
+        output: vec![
+            Output { port: OutputPort::Net(5), bytes: vec![0xEE; 4] },
+            Output { port: OutputPort::Console, bytes: b"ok".to_vec() },
+        ],
+        memory: Some(MemoryDigest::of_digests(&map(2), |gfn| gfn.0 as u32)),
+    };
+    let mut bytes = Vec::new();
+    tail.encode_into(&mut bytes).unwrap();
+    assert_eq!(hex(&bytes), "0301020302000504eeeeeeee01026f6b0102000400000000fbe80304e8030000");
+}
+
+#[test]
+fn the_bytes_of_the_control_messages() {
+    let hello = Message::Hello(Hello {
+        protocol: 1,
+        vm: VmId("shop".into()),
+        node: NodeId("a".into()),
+        generation: Generation(3),
+        shape: shape(),
+        verify_memory: true,
+    });
+    let cases = [
+        (hello, "4c4b010000010473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f3220233101"),
+        (Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20 }), "4c4b0100010162fb2c01fc00001000"),
+        (Message::Refuse { reason: "no".into() }, "4c4b010002026e6f"),
+        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b01000303fbfb00"),
+        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0100040309"),
+        (Message::Recorded { generation: Generation(3) }, "4c4b01000503"),
+        (Message::Shutdown { reason: "off".into() }, "4c4b010006036f6666"),
+    ];
+    for (message, expected) in cases {
+        let bytes = encode(&message).unwrap();
+        assert_eq!(hex(&bytes), expected, "{message:?}");
+        assert_eq!(decode(&bytes).unwrap(), message);
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len]).is_err(), "{message:?} cut to {len} bytes");
+        }
+        assert!(decode(&[bytes.as_slice(), &[0]].concat()).is_err(), "{message:?} with a byte more");
+    }
+}
+
+#[test]
+fn messages_of_another_protocol_or_size_are_refused_by_name() {
+    let mut bytes = encode(&Message::Recorded { generation: Generation(3) }).unwrap();
+    bytes[2] = 2;
+    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 2, ours: 1 })));
+    assert!(decode(&bytes).unwrap_err().to_string().contains("control protocol 2"));
+    assert!(matches!(decode(b"GET / HTTP/1.1"), Err(MessageError::NotAMessage)));
+    assert!(matches!(decode(&[0; 70_000]), Err(MessageError::TooLarge { bytes: 70_000 })));
+    let long = Message::Refuse { reason: "x".repeat(70_000) };
+    assert!(matches!(encode(&long), Err(MessageError::TooLarge { .. })));
+}
+
+#[test]
+fn a_shape_that_differs_is_told_in_words() {
+    let ours = shape();
+    assert_eq!(ours.mismatch(&ours.clone()), None);
+    let theirs = GuestShape { memory_bytes: 512 << 20, vcpus: 4, nets: vec![[2, 0, 0, 0, 0, 0xFF]], cpu: "GenuineIntel".into() };
+    assert_eq!(
+        ours.mismatch(&theirs).unwrap(),
+        "memory is 256 MiB here and 512 MiB at the peer; vCPUs: 2 here and 4 at the peer; \
+         network port 0 has MAC 02:00:00:00:00:01 here and 02:00:00:00:00:ff at the peer; \
+         the CPU is \"AuthenticAMD 26/2 #1\" here and \"GenuineIntel\" at the peer"
+    );
+    let fewer = GuestShape { nets: vec![], ..shape() };
+    assert_eq!(ours.mismatch(&fewer).unwrap(), "network ports: 1 here and 0 at the peer");
+}
+
+#[test]
+fn structures_beyond_the_limit_are_neither_written_nor_read() {
+    let huge = vec![0u8; codec::MAX_ENCODED_BYTES + 1];
+    let mut out = vec![42];
+    assert!(matches!(codec::encode_into(&huge, &mut out), Err(codec::CodecError::TooLarge { .. })));
+    assert_eq!(out, [42], "nothing is appended on an error");
+    assert!(matches!(codec::decode::<Vec<u8>>(&huge), Err(codec::CodecError::TooLarge { .. })));
+    assert!(matches!(codec::decode::<u8>(&[1, 2]), Err(codec::CodecError::Trailing { extra: 1, .. })));
+}
