@@ -39,7 +39,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bus::{Bus, BusDevice, BusError};
 
-
 /// What can go wrong with a device outside of the guest's reach: building, saving and restoring it.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

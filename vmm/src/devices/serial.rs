@@ -154,8 +154,7 @@ impl SerialConsole {
         if state.waiting_input.len() > INPUT_MAX {
             return Err(DeviceError::StateMismatch { device: NAME, reason: "more input is waiting than a console holds".to_owned() });
         }
-        let line =
-            self.irqfd().try_clone().map_err(|source| DeviceError::EventFd { purpose: "the serial console's interrupt", source })?;
+        let line = self.irqfd().try_clone().map_err(|source| DeviceError::EventFd { purpose: "the serial console's interrupt", source })?;
         let chip = SerialState {
             baud_divisor_low: state.baud_divisor[0],
             baud_divisor_high: state.baud_divisor[1],

@@ -22,7 +22,9 @@ pub enum TapError {
         name: String,
     },
     /// The kernel offers no TAPs.
-    #[error("cannot open TAP {name}: {TUN_DEVICE} does not exist; load the driver (modprobe tun) or make the node (mknod {TUN_DEVICE} c 10 200)")]
+    #[error(
+        "cannot open TAP {name}: {TUN_DEVICE} does not exist; load the driver (modprobe tun) or make the node (mknod {TUN_DEVICE} c 10 200)"
+    )]
     NoTunDevice {
         /// The interface asked for.
         name: String,
@@ -112,14 +114,13 @@ impl Tap {
         if !is_interface_name(name) {
             return Err(TapError::BadName { name: named() });
         }
-        let file =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(TUN_DEVICE).map_err(
-                |source| match source.raw_os_error() {
-                    Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TapError::NoTunDevice { name: named() },
-                    Some(libc::EACCES | libc::EPERM) => TapError::Permission { name: named(), source },
-                    _ => TapError::Io { action: "open the TUN driver for", name: named(), source },
-                },
-            )?;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(TUN_DEVICE).map_err(
+            |source| match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TapError::NoTunDevice { name: named() },
+                Some(libc::EACCES | libc::EPERM) => TapError::Permission { name: named(), source },
+                _ => TapError::Io { action: "open the TUN driver for", name: named(), source },
+            },
+        )?;
         // TUNSETIFF makes an interface that does not exist, so look first.
         let exists = nix::net::if_::if_nametoindex(name).is_ok();
         if !exists && !options.create {
@@ -138,7 +139,8 @@ impl Tap {
                 _ => TapError::Io { action: "attach to", name: named(), source },
             });
         }
-        let tap = Tap::from_file(name, file).map_err(|source| TapError::Io { action: "duplicate the descriptor of", name: named(), source })?;
+        let tap =
+            Tap::from_file(name, file).map_err(|source| TapError::Io { action: "duplicate the descriptor of", name: named(), source })?;
         if exists {
             if matches!(interface_flags(name), Ok(flags) if i32::from(flags) & libc::IFF_UP == 0) {
                 tracing::warn!(tap = name, "the TAP is down: no frame passes until `ip link set up`");
@@ -312,3 +314,6 @@ pub(crate) fn drain(source: &mut dyn FrameSource, limit: usize) -> io::Result<us
     Ok(limit)
 }
 
+#[cfg(test)]
+#[path = "tap_tests.rs"]
+mod tests;

@@ -100,8 +100,7 @@ impl DeviceWorker {
     /// [`WorkerError`] if the system has no descriptor or thread to give.
     pub fn start(devices: Vec<Arc<Mutex<dyn WorkerDevice>>>) -> Result<(DeviceWorker, Quiesced), WorkerError> {
         let control = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed("create an eventfd"))?;
-        let shared =
-            Arc::new(Shared { gate: Gate::new(), control, retry: AtomicBool::new(false), sink_full: AtomicBool::new(false) });
+        let shared = Arc::new(Shared { gate: Gate::new(), control, retry: AtomicBool::new(false), sink_full: AtomicBool::new(false) });
         let epoll = Epoll::new().map_err(failed("create an epoll instance"))?;
         let mut watches = Watches { epoll, tokens: Vec::new() };
         watches.add(shared.control.as_raw_fd(), Token::Control).map_err(failed("watch an eventfd"))?;
@@ -236,7 +235,9 @@ impl Loop<'_> {
             match self.watches.epoll.wait(if busy { 0 } else { -1 }, &mut events) {
                 Ok(count) => events[..count].iter().for_each(|event| self.note(event.data())),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return tracing::error!(%error, "the device worker cannot wait for events and ends; the guest's network is dead"),
+                Err(error) => {
+                    return tracing::error!(%error, "the device worker cannot wait for events and ends; the guest's network is dead");
+                }
             }
             if self.shared.retry.swap(false, Ordering::SeqCst) {
                 self.shared.sink_full.store(false, Ordering::SeqCst);
@@ -301,3 +302,7 @@ fn consume(event: &EventFd) {
         tracing::trace!(%error, "event consumed already");
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

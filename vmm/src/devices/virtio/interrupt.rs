@@ -30,8 +30,8 @@ impl Interrupt {
     /// # Errors
     /// [`DeviceError::EventFd`].
     pub fn new() -> Result<Interrupt, DeviceError> {
-        let line = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| DeviceError::EventFd { purpose: "a virtio interrupt", source })?;
+        let line =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DeviceError::EventFd { purpose: "a virtio interrupt", source })?;
         Ok(Interrupt { status: AtomicU32::new(0), line })
     }
 

@@ -129,8 +129,7 @@ impl MmioTransport {
                 device.on_reset();
             }
             STATUS => core.set_status(value),
-            QUEUE_NUM | QUEUE_DESC_LOW | QUEUE_DESC_HIGH | QUEUE_DRIVER_LOW | QUEUE_DRIVER_HIGH | QUEUE_DEVICE_LOW
-            | QUEUE_DEVICE_HIGH => {
+            QUEUE_NUM | QUEUE_DESC_LOW | QUEUE_DESC_HIGH | QUEUE_DRIVER_LOW | QUEUE_DRIVER_HIGH | QUEUE_DEVICE_LOW | QUEUE_DEVICE_HIGH => {
                 let Some(queue) = core.configurable_queue() else { return };
                 let registers = &mut queue.registers;
                 match offset {

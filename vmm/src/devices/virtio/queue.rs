@@ -145,8 +145,7 @@ pub(crate) struct VirtioQueue {
 
 impl VirtioQueue {
     pub(crate) fn new(index: usize) -> Result<VirtioQueue, DeviceError> {
-        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| DeviceError::EventFd { purpose: "a virtio queue", source })?;
+        let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DeviceError::EventFd { purpose: "a virtio queue", source })?;
         let ring = new_ring()?;
         Ok(VirtioQueue { index, registers: QueueRegisters::at_reset(), ring, kick: Arc::new(kick), kicks_refused: false })
     }
@@ -313,6 +312,5 @@ impl VirtioQueue {
 }
 
 fn new_ring() -> Result<Queue, DeviceError> {
-    Queue::new(QUEUE_SIZE_MAX)
-        .map_err(|error| DeviceError::StateMismatch { device: "virtio queue", reason: error.to_string() })
+    Queue::new(QUEUE_SIZE_MAX).map_err(|error| DeviceError::StateMismatch { device: "virtio queue", reason: error.to_string() })
 }

@@ -50,8 +50,7 @@ fn gratuitous_arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
 fn neighbour_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     const OVERRIDE: u8 = 0x20;
     const TARGET_LINK_LAYER_ADDRESS: u8 = 2;
-    let mut message =
-        [&[136, 0, 0, 0, OVERRIDE, 0, 0, 0][..], &address.octets(), &[TARGET_LINK_LAYER_ADDRESS, 1], &mac].concat();
+    let mut message = [&[136, 0, 0, 0, OVERRIDE, 0, 0, 0][..], &address.octets(), &[TARGET_LINK_LAYER_ADDRESS, 1], &mac].concat();
     let sum = icmpv6_checksum(address, ALL_NODES, &message);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     // Hop limit 255: a receiver discards any other.

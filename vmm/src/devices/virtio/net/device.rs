@@ -281,9 +281,7 @@ fn gather(memory: &GuestMemory, segments: &[Segment], buffer: &mut [u8], head: u
     let mut at = 0;
     for segment in segments.iter().filter(|segment| segment.length > 0) {
         let end = at + segment.length;
-        memory
-            .read_slice(&mut buffer[at..end], segment.address)
-            .map_err(|source| RingError::Buffer { queue: TX, head, source })?;
+        memory.read_slice(&mut buffer[at..end], segment.address).map_err(|source| RingError::Buffer { queue: TX, head, source })?;
         at = end;
     }
     Ok(at)
