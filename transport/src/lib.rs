@@ -18,8 +18,8 @@ pub mod tcp;
 
 pub use error::{GoneCause, TransportError};
 pub use link::{
-    ControlReceiver, ControlSender, DataReceiver, DataSender, Geometry, MAX_CONTROL_BYTES, Piece, PrimaryLink, PrimaryPending,
-    RegionId, SlotId, StandbyLink, StandbyPending,
+    ControlReceiver, ControlSender, DataReceiver, DataSender, Geometry, MAX_CONTROL_BYTES, Piece, PrimaryLink, PrimaryPending, RegionId,
+    SlotId, StandbyLink, StandbyPending,
 };
 pub use region::{Region, RegionMut, RegionRef};
 pub use staging::{Slot, Staging};

@@ -27,10 +27,8 @@ impl Map {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
-        let failed = || TransportError::Io {
-            what: format!("reserving {len} bytes of memory for replication"),
-            source: io::Error::last_os_error(),
-        };
+        let failed =
+            || TransportError::Io { what: format!("reserving {len} bytes of memory for replication"), source: io::Error::last_os_error() };
         if base == libc::MAP_FAILED {
             return Err(failed());
         }

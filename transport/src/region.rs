@@ -82,9 +82,7 @@ impl Region {
         read: impl FnOnce(*const u8) -> T,
     ) -> Result<T, TransportError> {
         let claims = self.lock();
-        let bad = ranges.find(|r| {
-            r.end > self.len() || r.start > r.end || claims.iter().any(|c| c.writable && overlaps(&c.range, r))
-        });
+        let bad = ranges.find(|r| r.end > self.len() || r.start > r.end || claims.iter().any(|c| c.writable && overlaps(&c.range, r)));
         if let Some(bad) = bad {
             return Err(TransportError::Misuse(format!(
                 "piece {bad:?} is outside its region of {} bytes or in a range still claimed for writing; freeze it first",

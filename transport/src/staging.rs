@@ -12,7 +12,7 @@ use crate::error::TransportError;
 use crate::link::{Geometry, SlotId};
 use crate::map::Map;
 
-/// Takes returned credits to the sender. Called with the staging's lock held: must be quick and must not call back.
+/// Takes returned credits to the sender.
 pub(crate) trait CreditLine: Send + Sync {
     /// Tells the sender that `slots` are its own. Failures are the link's affair: its owner will see the dead connection.
     fn grant(&self, slots: &[u32]);
@@ -137,7 +137,11 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut inner = self.staging.lock();
         inner.lent[self.id.0 as usize] = false;
-        if let Some(line) = &inner.line {
+        let line = inner.line.clone();
+        // The grant is a system call: not under the lock. Should another link attach in between, it counts this slot as free by itself,
+        // and the grant goes to the dead link.
+        drop(inner);
+        if let Some(line) = line {
             line.grant(&[self.id.0]);
         }
     }
