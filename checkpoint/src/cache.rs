@@ -5,7 +5,8 @@
 //!
 //! The policy keeps an incompressible stream cheap. A page is only named when it is first sent, copied when it is sent again (one send tells
 //! nothing about the next), and compared from the third time on. Each failed comparison doubles the number of sends for which the slot neither
-//! copies nor compares. A slot that saved bytes lately is not given to another page at once.
+//! copies nor compares. A slot withstands as many sends of other pages as it was of use lately, so that two pages that take turns do not keep
+//! driving each other out.
 
 use types::Gfn;
 
@@ -18,7 +19,7 @@ pub const DEFAULT_DELTA_PAGES: usize = 16384;
 pub const MAX_DELTA_PAGES: usize = 1 << 24;
 /// Failures are counted up to here: a slot rests for at most 2^7 - 1 sends, so an incompressible page pays one copy and one comparison in 129.
 const MAX_FAILURES: u8 = 7;
-/// How many collisions a slot with lately saved bytes withstands.
+/// How many sends of other pages the most useful slot withstands.
 const MAX_WORTH: u8 = 4;
 
 /// How a page that is not zero is to be sent.
@@ -42,7 +43,7 @@ struct Slot {
     rest: u8,
     /// Failed comparisons since the last success.
     failures: u8,
-    /// Collisions that the slot withstands.
+    /// Sends of other pages that the slot withstands.
     worth: u8,
 }
 
@@ -92,7 +93,7 @@ impl DeltaCache {
             if slot.worth > 0 {
                 slot.worth -= 1;
             } else {
-                *slot = Slot { tag: gfn.0 + 1, ..Slot::default() };
+                *slot = Slot { tag: gfn.0 + 1, worth: 1, ..Slot::default() };
             }
             return Sent::Raw;
         }
@@ -102,6 +103,7 @@ impl DeltaCache {
             } else {
                 base.copy_from_slice(page);
                 slot.valid = true;
+                slot.worth = (slot.worth + 1).min(MAX_WORTH);
             }
             return Sent::Raw;
         }

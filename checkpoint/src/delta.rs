@@ -61,11 +61,16 @@ pub fn encode_delta(base: &mut Page, page: &Page, out: &mut [u8]) -> DeltaOutcom
         out[at..at + 2].copy_from_slice(&(first as u16).to_le_bytes());
         out[at + 2..at + RUN_HEAD_BYTES].copy_from_slice(&(count as u16).to_le_bytes());
         at += RUN_HEAD_BYTES;
+        // Word by word: runs are short, and a call to copy a word costs more than the word.
         let range = first * WORD_BYTES..(first + count) * WORD_BYTES;
-        let len = range.len();
-        out[at..at + len].copy_from_slice(&page[range.clone()]);
-        base[range.clone()].copy_from_slice(&page[range]);
-        at += len;
+        let to = out[at..at + range.len()].as_chunks_mut::<WORD_BYTES>().0;
+        let new = page[range.clone()].as_chunks::<WORD_BYTES>().0;
+        let old = base[range].as_chunks_mut::<WORD_BYTES>().0;
+        for ((to, old), new) in to.iter_mut().zip(old).zip(new) {
+            *to = *new;
+            *old = *new;
+        }
+        at += count * WORD_BYTES;
     });
     debug_assert_eq!(at, bytes);
     DeltaOutcome::Written(bytes)

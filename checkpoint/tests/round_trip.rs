@@ -168,6 +168,20 @@ fn a_page_that_never_compresses_is_remembered_ever_more_rarely() {
 }
 
 #[test]
+fn of_two_pages_that_share_a_slot_and_take_turns_one_is_sent_as_deltas() {
+    let mut cache = checkpoint::cache::DeltaCache::new(1);
+    let mut pages: [checkpoint::Page; 2] = [noise(1, PAGE_SIZE).try_into().unwrap(), noise(2, PAGE_SIZE).try_into().unwrap()];
+    let mut deltas = 0;
+    for turn in 0..100 {
+        let page = &mut pages[turn % 2];
+        page[turn] ^= 1;
+        let sent = cache.send(Gfn(turn as u64 % 2), page, &mut [0; 2048]);
+        deltas += u32::from(matches!(sent, checkpoint::cache::Sent::Delta(_)));
+    }
+    assert!(deltas >= 48, "{deltas} deltas in 100 sends");
+}
+
+#[test]
 fn raw_pages_that_lie_together_are_one_piece_of_the_arena() {
     let mut encoder = encoder(1 << 20, 0);
     let gfns: Vec<Gfn> = (0..100).map(Gfn).collect();
