@@ -1,6 +1,27 @@
-//! The built-in guest image: a tiny key-value server that speaks RESP2.
+//! The built-in guest: a tiny key-value server that speaks RESP2, as a freestanding image ([`IMAGE`]) and as the logic in it.
+//!
+//! Lives here: everything about the guest that needs no machine (protocol, store, commands, page stamps, memory layout, command line), so
+//! that it is tested on the host. The image around it (boot, drivers, TCP/IP) is the binary in `src/image`, which only `build.rs` builds,
+//! for the feature `embed`. Guards S4 and S5 as their measuring instrument: clients check what they were told, `CHECK` what memory holds.
 #![no_std]
 
-/// The guest image: an ELF64 executable that boots by PVH.
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod command;
+pub mod dirtier;
+pub mod layout;
+pub mod machine;
+pub mod parameters;
+pub mod reply;
+pub mod resp;
+mod server_command;
+pub mod stamp;
+pub mod store;
+
+pub use server_command::DEFAULT_REGION_PAGES;
+
+/// The guest image: a static ELF64 executable that boots by PVH (QEMU microvm, Firecracker, our VMM).
 #[cfg(feature = "embed")]
 pub static IMAGE: &[u8] = include_bytes!(env!("LOCKSTEP_GUEST_IMAGE"));
