@@ -5,6 +5,7 @@
 //! hosts see ([`file`](mod@file)). Not here: connections, threads, the guest. Guards S3.
 
 pub mod arbiter;
+pub mod client;
 pub mod core;
 pub mod detector;
 pub mod file;

@@ -1,3 +1,32 @@
-//! The epoch loop: run, pause, capture, seal output, resume, send, release
+//! The primary: runs the guest, ends epochs, sends checkpoints, releases output, and decides nothing by itself.
+//!
+//! Lives here: the pure pipeline ([`core`]) and the threads around it. [`run`] is the whole life of a primary.
+//!
+//! | thread | file | does |
+//! |---|---|---|
+//! | role (the caller of [`run()`]) | `run.rs` | the role machine, heartbeats, the arbiter's answers, the machine's events |
+//! | epoch | `epoch.rs` | pause, capture (`capture.rs`), resume; the first copy (`sync.rs`) |
+//! | sender | `sender.rs` | encode, post, reap completions; one per link |
+//! | control | `control.rs` | commits in, output out; one per link |
+//! | connector | `connect.rs` | looks for the standby while there is none |
+//!
+//! Guards S1 (output leaves through [`OutputPath`] only), S5 and S6 (see `capture.rs`, `flights.rs`).
 
+mod capture;
+mod connect;
+mod control;
 pub mod core;
+mod epoch;
+mod error;
+mod flights;
+mod output;
+mod run;
+mod sender;
+mod shared;
+mod stats;
+mod sync;
+
+pub use capture::{CaptureBuffer, Captured, capture};
+pub use error::PrimaryError;
+pub use output::{ConsoleOut, OutputPath};
+pub use run::{End, PrimaryConfig, Setup, run};

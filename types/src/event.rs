@@ -111,3 +111,6 @@ pub enum NodeEventKind {
         reason: String,
     },
 }
+
+/// Where a node's events go. Called from several threads; must not block for long.
+pub type Report = std::sync::Arc<dyn Fn(NodeEventKind) + Send + Sync>;

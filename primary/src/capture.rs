@@ -1,0 +1,203 @@
+//! One pause: everything the guest feels of a checkpoint. pause -> machine state -> dirty set -> copy of the pages -> seal -> resume.
+//!
+//! Lives here: the buffers that a capture fills (allocated once, registered once) and the capture itself. Not here: when it happens
+//! ([`crate::core`]) and what becomes of it (`sender.rs`). Guards S5 (state before dirty log, dirty log before pages, all while nothing runs) and S6
+//! (whatever fails, the dirty set is given back and the guest runs on: `Paused` resumes when dropped).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use checkpoint::MemoryDigest;
+use checkpoint::digest::page_digest;
+use dirty_tracking::DirtySet;
+use transport::{Region, RegionMut, RegionRef};
+use types::{Epoch, Generation, Gfn, PAGE_SIZE};
+use vm_memory::{Bytes, GuestAddress};
+use vmm::{GuestMemory, Machine, MachineState};
+
+use crate::error::PrimaryError;
+use crate::output::OutputPath;
+
+/// Pages whose place in the arena is touched at the start, so that no capture of an ordinary epoch pays for first touches (5 us a page without huge
+/// pages): four times the default dirty budget.
+const WARM_PAGES: usize = 16 * 1024;
+
+/// Where one epoch's pages are copied to: an arena with room for all of guest memory (reserved, touched when used).
+pub struct CaptureBuffer {
+    /// Page `i` of `gfns` at `i * 4096`.
+    pub(crate) arena: RegionMut,
+    /// Heads, deltas and tails of the epoch's parts; the sender's.
+    pub(crate) meta: Arc<Region>,
+    /// The pages, ascending.
+    pub(crate) gfns: Vec<Gfn>,
+    /// Index among the primary's buffers: names its regions to each link's sender.
+    pub(crate) index: usize,
+}
+
+/// A filled buffer, read-only while it is posted.
+pub(crate) struct Frozen {
+    pub(crate) arena: RegionRef,
+    pub(crate) meta: Arc<Region>,
+    pub(crate) gfns: Vec<Gfn>,
+    pub(crate) index: usize,
+}
+
+impl CaptureBuffer {
+    /// A buffer for a guest of `pages` pages.
+    ///
+    /// # Errors
+    /// When the host has no address space for it.
+    pub fn new(pages: u64, index: usize) -> Result<CaptureBuffer, PrimaryError> {
+        let bytes = pages as usize * PAGE_SIZE;
+        let mut arena = Region::new(bytes)?.claim_all()?;
+        let warm = (WARM_PAGES * PAGE_SIZE).min(arena.len() / 4);
+        for page in arena[..warm].chunks_mut(PAGE_SIZE) {
+            page[0] = 0;
+        }
+        // Heads and deltas take less than the pages they stand for; the tail (machine state, held output) is bounded by the codec's limit.
+        let meta = Region::new(bytes + 2 * checkpoint::codec::MAX_ENCODED_BYTES)?;
+        Ok(CaptureBuffer { arena, meta, gfns: Vec::with_capacity(WARM_PAGES), index })
+    }
+
+    pub(crate) fn freeze(self) -> Frozen {
+        Frozen { arena: self.arena.freeze(), meta: self.meta, gfns: self.gfns, index: self.index }
+    }
+
+    /// Copies the pages of `set`, which are guest memory, into the arena.
+    pub(crate) fn copy(&mut self, memory: &GuestMemory, set: &DirtySet) -> Result<(), PrimaryError> {
+        self.gfns.clear();
+        self.gfns.extend(set.iter());
+        let capacity = self.arena.len() / PAGE_SIZE;
+        if self.gfns.len() > capacity {
+            return Err(PrimaryError::ArenaFull { pages: self.gfns.len() as u64, capacity: capacity as u64 });
+        }
+        let mut at = 0;
+        for run in self.gfns.chunk_by(|a, b| b.0 == a.0 + 1) {
+            copy_run(memory, run, &mut self.arena[at..at + run.len() * PAGE_SIZE])?;
+            at += run.len() * PAGE_SIZE;
+        }
+        Ok(())
+    }
+}
+
+/// Copies adjacent pages; page by page where they cross the end of a memory slot.
+fn copy_run(memory: &GuestMemory, run: &[Gfn], to: &mut [u8]) -> Result<(), PrimaryError> {
+    let Some(first) = run.first() else { return Ok(()) };
+    if memory.read_slice(to, GuestAddress(first.address())).is_ok() {
+        return Ok(());
+    }
+    for (gfn, page) in run.iter().zip(to.chunks_mut(PAGE_SIZE)) {
+        memory
+            .read_slice(page, GuestAddress(gfn.address()))
+            .map_err(|error| PrimaryError::Page { gfn: *gfn, reason: error.to_string() })?;
+    }
+    Ok(())
+}
+
+impl Frozen {
+    pub(crate) fn thaw(self) -> CaptureBuffer {
+        CaptureBuffer { arena: self.arena.thaw(), meta: self.meta, gfns: self.gfns, index: self.index }
+    }
+
+    /// The pages' bytes.
+    pub(crate) fn pages(&self) -> &[u8] {
+        &self.arena[..self.gfns.len() * PAGE_SIZE]
+    }
+}
+
+/// What a pause yields.
+pub struct Captured {
+    /// The machine's state.
+    pub machine: MachineState,
+    /// The pages are in here.
+    pub buffer: CaptureBuffer,
+    /// The epoch's output.
+    pub sealed: Option<net_buffer::Sealed>,
+    /// Digests of all of guest memory, when asked for.
+    pub memory: Option<MemoryDigest>,
+    /// Stop to resumed, nanoseconds (without the time the digests took).
+    pub pause_ns: u64,
+    /// When the guest ran on, CLOCK_MONOTONIC.
+    pub resumed_ns: u64,
+    /// Its generation.
+    pub generation: Generation,
+    /// Its number.
+    pub epoch: Epoch,
+}
+
+/// What a capture is for.
+pub struct Order<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Where output is sealed; none in benchmarks of the bare pause.
+    pub output: Option<&'a OutputPath>,
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// Its generation.
+    pub generation: Generation,
+    /// With digests of all memory (`--verify-memory`).
+    pub verify: bool,
+}
+
+/// Pauses the machine, captures the end of an epoch, and lets it run on. `set` is filled with the dirty set, which stays the caller's: it is needed if
+/// the epoch is never committed.
+///
+/// # Errors
+/// Whatever failed; the guest runs on, the dirty set is back in the tracker, the output is not sealed, and `buffer` comes back.
+pub fn capture(order: &Order<'_>, buffer: CaptureBuffer, set: &mut DirtySet) -> Result<Captured, (PrimaryError, CaptureBuffer)> {
+    set.clear();
+    let mut buffer = buffer;
+    match paused(order, &mut buffer, set) {
+        Ok(parts) => Ok(Captured {
+            machine: parts.machine,
+            buffer,
+            sealed: parts.sealed,
+            memory: parts.memory,
+            pause_ns: parts.pause_ns,
+            resumed_ns: types::clock::monotonic_ns(),
+            generation: order.generation,
+            epoch: order.epoch,
+        }),
+        Err(error) => {
+            order.machine.give_back(set);
+            set.clear();
+            Err((error, buffer))
+        }
+    }
+}
+
+struct Parts {
+    machine: MachineState,
+    sealed: Option<net_buffer::Sealed>,
+    memory: Option<MemoryDigest>,
+    pause_ns: u64,
+}
+
+fn paused(order: &Order<'_>, buffer: &mut CaptureBuffer, set: &mut DirtySet) -> Result<Parts, PrimaryError> {
+    let start = Instant::now();
+    let mut paused = order.machine.pause()?;
+    let machine = paused.capture()?;
+    paused.collect_dirty(set)?;
+    buffer.copy(order.machine.memory(), set)?;
+    let digesting = Instant::now();
+    let memory = order.verify.then(|| digest_memory(order.machine)).transpose()?;
+    let digest_time = digesting.elapsed();
+    let sealed = order.output.map(|output| output.seal(order.epoch)).transpose()?;
+    paused.resume();
+    let pause_ns = (start.elapsed() - digest_time).as_nanos() as u64;
+    Ok(Parts { machine, sealed, memory, pause_ns })
+}
+
+fn digest_memory(machine: &Machine) -> Result<MemoryDigest, PrimaryError> {
+    let regions = machine.slots().slots().iter().map(|slot| slot.first.0..slot.first.0 + slot.pages);
+    let map = checkpoint::GuestMap::new(regions);
+    let mut page = [0; PAGE_SIZE];
+    let mut failed = None;
+    let digest = MemoryDigest::of_digests(&map, |gfn| {
+        if let Err(error) = machine.memory().read_slice(&mut page, GuestAddress(gfn.address())) {
+            failed.get_or_insert(PrimaryError::Page { gfn, reason: error.to_string() });
+        }
+        page_digest(&page)
+    });
+    failed.map_or(Ok(digest), Err)
+}

@@ -1,0 +1,69 @@
+//! The control thread of one link: commits in, output out.
+//!
+//! Lives here: what comes from the standby. Not here: what is said to it (`run.rs`). Guards S1 (a commit goes to the pure core, which attests the release) and
+//! S3 for a node that slept: before a commit that was waiting in a socket is believed, the thread looks whether the process did not run for a while.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use checkpoint::message::{self, Message};
+use transport::ControlReceiver;
+use types::clock::monotonic_ns;
+
+use crate::connect::name_of;
+use crate::core::Event;
+use crate::sender::LINK_POLL;
+use crate::shared::{News, Shared};
+
+/// What the thread is made from.
+pub(crate) struct ControlThread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) link: u64,
+    pub(crate) receiver: Box<dyn ControlReceiver>,
+    pub(crate) gone: Arc<AtomicBool>,
+    /// Silence of the role thread that means that this process did not run, nanoseconds.
+    pub(crate) stall_ns: u64,
+}
+
+/// Runs until the link fails or is not wanted any more.
+pub(crate) fn run(mut thread: ControlThread) {
+    while !thread.gone.load(Ordering::Acquire) {
+        let cause = match thread.receiver.receive(LINK_POLL) {
+            Ok(None) => continue,
+            Ok(Some(bytes)) => match thread.take(&bytes) {
+                Ok(()) => continue,
+                Err(cause) => cause,
+            },
+            Err(error) => error.to_string(),
+        };
+        thread.shared.tell(News::LinkLost { link: thread.link, cause });
+        return;
+    }
+}
+
+impl ControlThread {
+    fn take(&self, bytes: &[u8]) -> Result<(), String> {
+        let shared = &self.shared;
+        match message::decode(bytes).map_err(|error| error.to_string())? {
+            Message::Commit { generation, epoch } => {
+                let gap_ns = shared.unlooked_ns();
+                if gap_ns > self.stall_ns {
+                    // Whatever this commit would release may be an old generation's: nothing leaves before the record is read again.
+                    shared.raise(Event::HoldRelease(true));
+                    shared.tell(News::Stalled { gap_ns });
+                }
+                let now = monotonic_ns();
+                shared.heard_ns.store(now, Ordering::Release);
+                shared.raise(Event::Committed { generation, epoch });
+                let resumed = shared.flights().committed(epoch);
+                if let Some(resumed) = resumed {
+                    shared.stats.committed(now.saturating_sub(resumed));
+                }
+            }
+            Message::Heartbeat { .. } => shared.heard_ns.store(monotonic_ns(), Ordering::Release),
+            Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { reason }),
+            other => return Err(format!("the standby sent {} where only commits and heartbeats can come", name_of(&other))),
+        }
+        Ok(())
+    }
+}

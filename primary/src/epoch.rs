@@ -1,0 +1,172 @@
+//! The epoch thread: carries out the pipeline's orders to pause, capture, hold and sample.
+//!
+//! Lives here: the loop. Not here: decisions ([`crate::core`]), the capture itself (`capture.rs`). Guards S6: after every order the guest runs, unless it is held
+//! on purpose.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use types::clock::monotonic_ns;
+use types::{Epoch, Generation};
+use vmm::Paused;
+
+use crate::capture::{self, CaptureBuffer};
+use crate::core::Event;
+use crate::sender::{Job, LinkHandle};
+use crate::shared::{News, Order, Shared};
+use crate::sync::{Copying, copy_memory, next_buffer};
+
+/// What the thread works with.
+pub(crate) struct EpochThread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) orders: Receiver<Order>,
+    pub(crate) free: Receiver<CaptureBuffer>,
+    pub(crate) give: Sender<CaptureBuffer>,
+    pub(crate) verify: bool,
+}
+
+/// Runs until [`Order::Stop`].
+pub(crate) fn run(thread: EpochThread) {
+    // An epoch's deadline is a tenth of a millisecond away: the default slack of 50 us is half of it.
+    crate::shared::precise_timers();
+    let shared = Arc::clone(&thread.shared);
+    let mut state = Loop { thread, link: None, held: None, todo: VecDeque::new() };
+    loop {
+        let order = match state.todo.pop_front() {
+            Some(order) => order,
+            None => match wait(&shared, &state.thread.orders) {
+                Some(order) => order,
+                None => {
+                    state.raise(Event::Tick);
+                    continue;
+                }
+            },
+        };
+        if matches!(order, Order::Stop) {
+            return;
+        }
+        state.act(&shared, order);
+    }
+}
+
+/// The next order, or `None` when the deadline comes first.
+fn wait(shared: &Shared, orders: &Receiver<Order>) -> Option<Order> {
+    let Some(at) = shared.deadline_ns() else {
+        return Some(orders.recv().unwrap_or(Order::Stop));
+    };
+    let left = at.saturating_sub(monotonic_ns());
+    match orders.recv_timeout(Duration::from_nanos(left)) {
+        Ok(order) => Some(order),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => Some(Order::Stop),
+    }
+}
+
+struct Loop<'m> {
+    thread: EpochThread,
+    link: Option<LinkHandle>,
+    held: Option<Paused<'m>>,
+    todo: VecDeque<Order>,
+}
+
+impl<'m> Loop<'m> {
+    fn raise(&mut self, event: Event) {
+        let todo = &mut self.todo;
+        self.thread.shared.decide(event, |order| todo.push_back(order));
+    }
+
+    fn act(&mut self, shared: &'m Shared, order: Order) {
+        match order {
+            Order::Look => self.raise(Event::Tick),
+            Order::End { generation, epoch, reason } => {
+                tracing::trace!(%epoch, ?reason, "epoch ends");
+                let held = self.held.take().is_some();
+                self.end(generation, epoch);
+                if held {
+                    self.hold(shared);
+                }
+            }
+            Order::Hold(reason) => {
+                tracing::warn!(?reason, "the guest is held still: the output buffer is full and cannot be emptied");
+                self.hold(shared);
+            }
+            Order::Resume => {
+                self.held = None;
+                shared.machine.retry_output();
+            }
+            Order::Sample => match shared.machine.dirty_estimate() {
+                Ok(pages) => self.raise(Event::DirtyEstimate { pages }),
+                Err(error) => tracing::warn!(%error, "the dirty pages cannot be estimated"),
+            },
+            Order::Copy(copying) => self.copy(shared, copying),
+            Order::Unlink => self.unlink(shared),
+            Order::Stop => {}
+        }
+    }
+
+    fn hold(&mut self, shared: &'m Shared) {
+        if self.held.is_none() {
+            match shared.machine.pause() {
+                Ok(paused) => self.held = Some(paused),
+                Err(error) => shared.tell(News::Broken(error.to_string())),
+            }
+        }
+    }
+
+    fn copy(&mut self, shared: &Shared, copying: Copying) {
+        let link = copying.link;
+        self.link = Some(LinkHandle { jobs: copying.jobs.clone(), gone: Arc::clone(&copying.gone) });
+        match copy_memory(shared, &self.thread.free, &copying) {
+            Ok(true) => shared.tell(News::SyncReady { link }),
+            Ok(false) => {}
+            Err(error) => shared.tell(News::LinkLost { link, cause: error.to_string() }),
+        }
+    }
+
+    fn unlink(&mut self, shared: &Shared) {
+        // The sender ends when its queue is closed, and gives its buffers back.
+        self.link = None;
+        if let Err(error) = shared.machine.stop_tracking() {
+            tracing::warn!(%error, "dirty tracking goes on without a standby: the guest runs a little slower");
+        }
+    }
+
+    fn end(&mut self, generation: Generation, epoch: Epoch) {
+        let shared = Arc::clone(&self.thread.shared);
+        let buffer = self.link.as_ref().and_then(|link| next_buffer(&self.thread.free, &link.gone));
+        let Some(buffer) = buffer else {
+            self.raise(Event::CaptureFailed { generation, epoch });
+            return;
+        };
+        let mut set = shared.flights().take();
+        let order = capture::Order { machine: &shared.machine, output: Some(&shared.output), epoch, generation, verify: self.thread.verify };
+        match capture::capture(&order, buffer, &mut set) {
+            Ok(captured) => {
+                let pages = captured.buffer.gfns.len() as u64;
+                shared.stats.captured(pages, captured.pause_ns);
+                shared.flights().captured(epoch, set, captured.resumed_ns);
+                self.raise(Event::Captured { generation, epoch, pages });
+                self.send(Job::Epoch(Box::new(captured)));
+            }
+            Err((error, buffer)) => {
+                tracing::warn!(%epoch, %error, "capture failed; the guest runs on and its dirty pages are in the next epoch");
+                shared.flights().put(set);
+                let _ = self.thread.give.send(buffer);
+                self.raise(Event::CaptureFailed { generation, epoch });
+            }
+        }
+    }
+
+    fn send(&mut self, job: Job) {
+        let lost = match &self.link {
+            Some(link) => link.jobs.send(job).err().map(|rest| rest.0),
+            None => Some(job),
+        };
+        if let Some(job) = lost {
+            // The link's loss is on its way through the role thread; the buffer must not be lost with it.
+            let _ = self.thread.give.send(job.into_buffer());
+        }
+    }
+}

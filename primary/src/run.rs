@@ -1,0 +1,469 @@
+//! The role thread: the whole life of a primary, from its grant to its end.
+//!
+//! Lives here: the loop around `failover::core` and the carrying out of its actions, in order. Not here: decisions. Guards S3: the two orders (gate, then
+//! record; strike out, then ungate) are the order in which the core gives its actions, and this loop finishes each before it begins the next.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use checkpoint::GuestShape;
+use checkpoint::encode::EncoderConfig;
+use checkpoint::message::{self, Message};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use failover::client::ArbiterClient;
+use failover::core::{Action as Role, Event as RoleEvent, Node};
+use failover::{Detector, Verdict};
+use net_buffer::StruckOut;
+use transport::ControlSender;
+use types::clock::monotonic_ns;
+use types::event::{NodeEventKind, Report};
+use types::{NodeId, VmId};
+use vmm::{Machine, MachineEvent};
+
+use crate::capture::CaptureBuffer;
+use crate::connect::{self, Identity, Linked};
+use crate::control::{self, ControlThread};
+use crate::core::{Event, Mode, Pipeline, Policy};
+use crate::epoch::{self, EpochThread};
+use crate::error::PrimaryError;
+use crate::output::OutputPath;
+use crate::sender::{self, SenderThread};
+use crate::shared::{Made, News, ORDERS, Order, Shared};
+use crate::sync::Copying;
+
+/// A line of samples this often.
+const SAMPLES_NS: u64 = 100_000_000;
+/// How long a guest that has ended may wait for its last output to be released.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
+
+/// What a primary is told besides its machine.
+#[derive(Clone, Debug)]
+pub struct PrimaryConfig {
+    /// The VM's name.
+    pub vm: VmId,
+    /// This node's name.
+    pub node: NodeId,
+    /// What a standby must match.
+    pub shape: GuestShape,
+    /// Where the standby listens, if there is one.
+    pub standby: Option<SocketAddr>,
+    /// Time between heartbeats, nanoseconds.
+    pub heartbeat_ns: u64,
+    /// Silence that means gone, nanoseconds.
+    pub bound_ns: u64,
+    /// When epochs end.
+    pub policy: Policy,
+    /// Pages remembered for deltas; 0: none.
+    pub delta_pages: usize,
+    /// Send a digest of all memory with every epoch.
+    pub verify_memory: bool,
+}
+
+/// Everything a primary works with.
+pub struct Setup {
+    /// A machine that is booted or restored and runs already, or will be started by [`Setup::start`].
+    pub machine: Arc<Machine>,
+    /// Its output path, open.
+    pub output: Arc<OutputPath>,
+    /// The role machine: granted as a primary.
+    pub node: Node,
+    /// The arbiter.
+    pub arbiter: ArbiterClient,
+    /// Where events go.
+    pub report: Report,
+    /// Options.
+    pub config: PrimaryConfig,
+}
+
+/// How a primary's life ended in good order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The guest ended by itself.
+    GuestStopped(String),
+    /// The node lost the right to run.
+    Fenced(String),
+    /// `shutdown` was set.
+    Interrupted,
+}
+
+struct LinkState {
+    number: u64,
+    control: Arc<dyn ControlSender>,
+    gone: Arc<AtomicBool>,
+    detector: Detector,
+    threads: Vec<JoinHandle<()>>,
+    sequence: u64,
+}
+
+struct RoleThread {
+    setup: Setup,
+    shared: Arc<Shared>,
+    wanted: Sender<types::Generation>,
+    asked: bool,
+    link: Option<LinkState>,
+    links: u64,
+    give: Sender<CaptureBuffer>,
+    end: Option<End>,
+    broken: Option<String>,
+    machine_ended: bool,
+    news: Receiver<News>,
+}
+
+/// Runs a primary whose node has the grant and whose machine runs, until it ends.
+///
+/// # Errors
+/// When the machine, its memory or a thread cannot be had, or the guest fails.
+pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
+    let (orders_tx, orders) = bounded(ORDERS);
+    let (news_tx, news) = unbounded();
+    let (give, free) = unbounded();
+    let mut pipeline = Pipeline::new(setup.config.policy.clone());
+    let generation = setup.node.generation();
+    pipeline.handle(Event::Mode { mode: Mode::Unprotected, generation }, monotonic_ns(), &mut Vec::new());
+    if setup.config.standby.is_some() {
+        // One more than can be in flight: a commit may come before its buffer's completion is reaped.
+        for index in 0..=setup.config.policy.max_in_flight.max(1) {
+            let _ = give.send(CaptureBuffer::new(setup.machine.slots().pages(), index)?);
+        }
+    }
+    let shared = Shared::new(Made {
+        machine: Arc::clone(&setup.machine),
+        output: Arc::clone(&setup.output),
+        report: Arc::clone(&setup.report),
+        me: setup.config.node.clone(),
+        pipeline,
+        epoch: orders_tx,
+        role: news_tx,
+    });
+    attach(&shared);
+    let epoch_thread = {
+        let verify = setup.config.verify_memory;
+        let thread = EpochThread { shared: Arc::clone(&shared), orders, free, give: give.clone(), verify };
+        spawn("epoch", move || epoch::run(thread))?
+    };
+    let (wanted, wants) = bounded(1);
+    let connector = setup.config.standby.map(|standby| {
+        let shared = Arc::clone(&shared);
+        let config = &setup.config;
+        let identity =
+            Identity { vm: config.vm.clone(), node: config.node.clone(), shape: config.shape.clone(), verify_memory: config.verify_memory };
+        spawn("connector", move || connect::run(&shared, standby, &identity, &wants))
+    });
+    let connector = connector.transpose()?;
+    let mut role = RoleThread {
+        setup,
+        shared: Arc::clone(&shared),
+        wanted,
+        asked: false,
+        link: None,
+        links: 0,
+        give,
+        end: None,
+        broken: None,
+        machine_ended: false,
+        news,
+    };
+    role.live(shutdown);
+    let RoleThread { setup, end, broken, link, wanted, .. } = role;
+    drop(wanted);
+    shared.order(Order::Stop);
+    setup.machine.stop();
+    if let Some(link) = link {
+        link.gone.store(true, Ordering::Release);
+    }
+    let _ = epoch_thread.join();
+    // The connector may be in the middle of an attempt: it ends with the process or with its attempt.
+    drop(connector);
+    match (end, broken) {
+        (Some(end), _) => Ok(end),
+        (None, Some(reason)) => Err(PrimaryError::Guest(reason)),
+        (None, None) => Ok(End::Interrupted),
+    }
+}
+
+/// Ties the output path to the pipeline and the machine.
+fn attach(shared: &Arc<Shared>) {
+    let pipeline = Arc::downgrade(shared);
+    let machine = Arc::downgrade(&shared.machine);
+    shared.output.attach(
+        Box::new(move |event| {
+            if let Some(shared) = pipeline.upgrade() {
+                shared.raise(event);
+            }
+        }),
+        Box::new(move || {
+            if let Some(machine) = machine.upgrade() {
+                machine.retry_output();
+            }
+        }),
+    );
+}
+
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, PrimaryError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|source| PrimaryError::Thread { name, source })
+}
+
+impl RoleThread {
+    fn live(&mut self, shutdown: &AtomicBool) {
+        let machine_events = self.setup.machine.events().clone();
+        let answers = self.setup.arbiter.answers().clone();
+        let news = self.news.clone();
+        let mut beat_at = monotonic_ns();
+        let mut samples_at = beat_at;
+        // A standby that was just activated tells its state anew as a primary.
+        self.raise(RoleEvent::Tick);
+        while self.end.is_none() && self.broken.is_none() {
+            let now = monotonic_ns();
+            let due = beat_at.min(self.setup.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(now);
+            crossbeam::channel::select! {
+                recv(news) -> item => if let Ok(item) = item { self.hear(item) },
+                recv(answers) -> answer => if let Ok((id, answer)) = answer { self.raise(RoleEvent::ArbiterReply { id, answer }) },
+                recv(machine_events) -> event => if let Ok(event) = event { self.machine(event) },
+                default(Duration::from_nanos(due)) => {}
+            }
+            let now = monotonic_ns();
+            if now >= beat_at {
+                beat_at = now + self.setup.config.heartbeat_ns;
+                self.beat(now);
+            }
+            if self.setup.node.deadline_ns().is_some_and(|at| now >= at) {
+                self.raise(RoleEvent::Tick);
+            }
+            if now >= samples_at {
+                samples_at = now + SAMPLES_NS;
+                if let Some(line) = self.shared.stats.line(self.shared.committed(), self.shared.output.held().frames) {
+                    (self.shared.report)(line);
+                }
+            }
+            if shutdown.load(Ordering::Acquire) {
+                return self.interrupted();
+            }
+            self.look_for_standby();
+        }
+    }
+
+    /// A node that is told to stop takes its guest with it: on purpose, so the standby must not take over.
+    fn interrupted(&mut self) {
+        self.say(&Message::Shutdown { reason: "the primary was told to stop".to_owned() });
+        self.shared.output.shut();
+    }
+
+    fn raise(&mut self, event: RoleEvent) {
+        let mut actions = Vec::new();
+        self.setup.node.handle(event, monotonic_ns(), &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Role) {
+        match action {
+            Role::Arbiter { id, request } => self.setup.arbiter.ask(id, request),
+            Role::Report { role, protection, generation, reason } => {
+                tracing::info!(?role, ?protection, %generation, reason, "state");
+                (self.shared.report)(NodeEventKind::State { role, protection, generation, reason });
+            }
+            Role::Gate => self.gate(),
+            Role::TellRecorded { generation } => self.say(&Message::Recorded { generation }),
+            Role::Protect => self.mode(Mode::Protected),
+            Role::Hold => self.mode(Mode::Held),
+            Role::Ungate { generation } => {
+                match self.shared.output.open(StruckOut::attest(generation)) {
+                    Ok(()) => self.mode(Mode::Unprotected),
+                    Err(error) => self.broken = Some(format!("held output cannot be released: {error}")),
+                }
+                self.hold_release(false);
+            }
+            Role::HoldRelease => self.hold_release(true),
+            Role::ResumeRelease => self.hold_release(false),
+            Role::TellShutdown { reason } => self.say(&Message::Shutdown { reason }),
+            Role::ShutGate => self.shared.output.shut(),
+            Role::StopGuest { reason } => {
+                self.setup.machine.stop();
+                (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
+                self.end = Some(End::Fenced(reason));
+            }
+            Role::Finished => {
+                let reason = self.ended_reason();
+                self.end.get_or_insert(End::GuestStopped(reason));
+            }
+            Role::DropLink => self.drop_link(),
+            // Start and takeover are over before a primary lives here.
+            Role::Boot { .. } | Role::Refused { .. } | Role::Activate { .. } | Role::StopCommitting | Role::StandDown { .. } => {}
+        }
+    }
+
+    fn ended_reason(&self) -> String {
+        "the guest stopped by itself".to_owned()
+    }
+
+    fn gate(&mut self) {
+        let generation = self.setup.node.generation();
+        // A frame that hangs in a port for longer than the bound is tried again: the record must not be written before it is out.
+        for _ in 0..3 {
+            match self.shared.output.gate(generation) {
+                Ok(()) => return self.mode(Mode::Gated),
+                Err(error) => tracing::warn!(%error, "closing the output gate"),
+            }
+        }
+        self.broken = Some("the output gate cannot be closed".to_owned());
+    }
+
+    fn mode(&mut self, mode: Mode) {
+        let generation = self.setup.node.generation();
+        self.shared.raise(Event::Mode { mode, generation });
+    }
+
+    fn hold_release(&mut self, hold: bool) {
+        self.shared.raise(Event::HoldRelease(hold));
+    }
+
+    fn say(&mut self, message: &Message) {
+        let Some(link) = &self.link else { return };
+        let sent = message::encode(message).map_err(PrimaryError::from).and_then(|bytes| Ok(link.control.send(&bytes)?));
+        if let Err(error) = sent {
+            let (link, cause) = (link.number, error.to_string());
+            self.shared.tell(News::LinkLost { link, cause });
+        }
+    }
+
+    fn beat(&mut self, now: u64) {
+        self.shared.looked_ns.store(now, Ordering::Release);
+        let generation = self.setup.node.generation();
+        let heard = self.shared.heard_ns.load(Ordering::Acquire);
+        let Some(link) = &mut self.link else { return };
+        link.sequence += 1;
+        let sequence = link.sequence;
+        link.detector.heard(heard);
+        let verdict = link.detector.check(now);
+        self.say(&Message::Heartbeat { generation, sequence });
+        match verdict {
+            Verdict::Alive | Verdict::Closed => {}
+            Verdict::Silent(silent_ns) => self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000)),
+            Verdict::Stalled(gap_ns) => self.raise(RoleEvent::Stalled { gap_ns }),
+        }
+    }
+
+    fn peer_gone(&mut self, cause: String) {
+        tracing::warn!(cause, "standby gone");
+        (self.shared.report)(NodeEventKind::PeerGone { cause: cause.clone() });
+        self.shared.raise(Event::LinkLost);
+        self.raise(RoleEvent::PeerGone { cause });
+    }
+
+    fn hear(&mut self, news: News) {
+        let ours = |number: u64| self.link.as_ref().is_some_and(|link| link.number == number);
+        match news {
+            News::Linked(linked) => self.linked(linked),
+            News::NoStandby { reason } => tracing::info!(reason, "no standby"),
+            News::SyncReady { link } if ours(link) => self.raise(RoleEvent::SyncReady),
+            News::LinkLost { link, cause } if ours(link) => self.peer_gone(cause),
+            News::SyncReady { .. } | News::LinkLost { .. } => {}
+            News::FirstCommit(epoch) => self.raise(RoleEvent::FirstCommit { epoch }),
+            News::Fault(cause) => self.peer_gone(cause),
+            News::Stalled { gap_ns } => self.raise(RoleEvent::Stalled { gap_ns }),
+            News::Broken(reason) => self.broken = Some(reason),
+            News::PeerLeft { reason } => self.peer_gone(format!("the standby left: {reason}")),
+        }
+    }
+
+    fn machine(&mut self, event: MachineEvent) {
+        let reason = match event {
+            MachineEvent::Shutdown => "the guest powered off".to_owned(),
+            MachineEvent::Reset => "the guest asked for a reset".to_owned(),
+            MachineEvent::DirtyRingFull { .. } => {
+                let pages = self.setup.config.policy.dirty_budget_pages;
+                return self.shared.raise(Event::DirtyEstimate { pages });
+            }
+            MachineEvent::InternalError { vcpu, detail } | MachineEvent::VcpuError { vcpu, detail } => {
+                // Not told to the standby: it takes over, and may fare better on its host.
+                self.shared.output.shut();
+                self.broken = Some(format!("vCPU {vcpu}: {detail}"));
+                return;
+            }
+        };
+        if std::mem::replace(&mut self.machine_ended, true) {
+            return;
+        }
+        self.await_last_output();
+        (self.shared.report)(NodeEventKind::GuestStopped { reason: reason.clone() });
+        self.raise(RoleEvent::GuestEnded { reason });
+    }
+
+    /// What the guest said last is released like everything else, if that is to be had soon.
+    fn await_last_output(&self) {
+        let until = std::time::Instant::now() + LAST_OUTPUT;
+        while self.shared.output.held().frames > 0 && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn look_for_standby(&mut self) {
+        if self.link.is_none() && !self.asked && self.setup.node.accepts_standby() && self.setup.config.standby.is_some() {
+            self.asked = self.wanted.try_send(self.setup.node.generation()).is_ok();
+        }
+    }
+
+    fn linked(&mut self, linked: Linked) {
+        self.asked = false;
+        if self.link.is_some() || !self.setup.node.accepts_standby() || self.machine_ended {
+            return;
+        }
+        self.links += 1;
+        let number = self.links;
+        let now = monotonic_ns();
+        self.shared.heard_ns.store(now, Ordering::Release);
+        let gone = Arc::new(AtomicBool::new(false));
+        let config = &self.setup.config;
+        let slot_bytes = linked.link.data.geometry().slot_bytes as usize;
+        let pages_per_part = checkpoint::wire::pages_per_part(EncoderConfig::new(slot_bytes).slot_bytes, 0);
+        let (jobs_tx, jobs) = bounded(config.policy.max_in_flight.max(1) + 1);
+        let sending = SenderThread {
+            shared: Arc::clone(&self.shared),
+            link: number,
+            jobs,
+            give: self.give.clone(),
+            gone: Arc::clone(&gone),
+            data: linked.link.data,
+            delta_pages: config.delta_pages,
+        };
+        let receiving = ControlThread {
+            shared: Arc::clone(&self.shared),
+            link: number,
+            receiver: linked.link.control_rx,
+            gone: Arc::clone(&gone),
+            stall_ns: config.bound_ns,
+        };
+        let detector = Detector::new(config.heartbeat_ns, config.bound_ns, now);
+        let mut link = LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, threads: Vec::new(), sequence: 0 };
+        let threads = spawn("sender", move || sender::run(sending))
+            .and_then(|one| Ok([one, spawn("control", move || control::run(receiving))?]));
+        match threads {
+            Ok(threads) => link.threads.extend(threads),
+            Err(error) => {
+                tracing::error!(%error, "the standby cannot be used");
+                gone.store(true, Ordering::Release);
+                return;
+            }
+        }
+        self.link = Some(link);
+        self.raise(RoleEvent::StandbyLinked { node: linked.node });
+        if self.link.is_some() {
+            let generation = self.setup.node.generation();
+            self.shared.order(Order::Copy(Copying { link: number, generation, jobs: jobs_tx, gone, pages_per_part }));
+            self.mode(Mode::Syncing);
+        }
+    }
+
+    fn drop_link(&mut self) {
+        let Some(link) = self.link.take() else { return };
+        link.gone.store(true, Ordering::Release);
+        self.shared.order(Order::Unlink);
+        // The threads end by themselves within a poll; the sockets close with them.
+        drop(link.control);
+        drop(link.threads);
+    }
+}

@@ -1,0 +1,205 @@
+//! What the primary's threads share: the pipeline behind a short lock, the ways to wake the others, and the carrying out of the pipeline's actions.
+//!
+//! Lives here: who does which [`Action`]. Not here: the doing of captures (`epoch.rs`). The lock is held only while the pure core decides; actions are
+//! carried out after it is let go.
+
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam::channel::{Sender, TrySendError};
+use types::clock::monotonic_ns;
+use types::event::Report;
+use types::{Epoch, Generation, NodeId};
+use vmm::Machine;
+
+use crate::core::{Action, EndReason, Event, HoldReason, Pipeline};
+use crate::flights::Flights;
+use crate::output::OutputPath;
+use crate::stats::Stats;
+use crate::sync::Copying;
+
+/// Length of the epoch thread's queue. Each kind of order but `Look` is outstanding a few times at most.
+pub(crate) const ORDERS: usize = 256;
+/// So many orders waiting make a `Look` needless.
+const LOOKS: usize = 8;
+
+/// Orders for the epoch thread.
+pub(crate) enum Order {
+    /// The next deadline may have changed.
+    Look,
+    /// Capture the end of this epoch.
+    End { generation: Generation, epoch: Epoch, reason: EndReason },
+    /// Keep the guest still.
+    Hold(HoldReason),
+    /// Let it run.
+    Resume,
+    /// Estimate the dirty pages.
+    Sample,
+    /// Copy all of memory to a new standby, then capture epochs for it.
+    Copy(Copying),
+    /// The link is gone: no captures for it, and the sender's queue is closed.
+    Unlink,
+    /// End the thread.
+    Stop,
+}
+
+/// News for the role thread.
+pub(crate) enum News {
+    /// The connector has a link to a standby.
+    Linked(crate::connect::Linked),
+    /// The standby is not there, or refused.
+    NoStandby { reason: String },
+    /// Memory is copied.
+    SyncReady { link: u64 },
+    /// Epoch 1 is committed.
+    FirstCommit(Epoch),
+    /// The link failed.
+    LinkLost { link: u64, cause: String },
+    /// The pipeline wants the link dropped.
+    Fault(String),
+    /// This node did not run for a while.
+    Stalled { gap_ns: u64 },
+    /// The guest could not be paused or resumed.
+    Broken(String),
+    /// The standby said that a newer generation exists, or that it is leaving.
+    PeerLeft { reason: String },
+}
+
+/// Shared by all threads of a primary.
+pub(crate) struct Shared {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) output: Arc<OutputPath>,
+    pub(crate) flights: Mutex<Flights>,
+    pub(crate) stats: Stats,
+    pub(crate) report: Report,
+    pub(crate) me: NodeId,
+    pipeline: Mutex<Pipeline>,
+    epoch: Sender<Order>,
+    role: Sender<News>,
+    /// When the role thread last looked around, CLOCK_MONOTONIC: a gap means that this process did not run.
+    pub(crate) looked_ns: AtomicU64,
+    /// When something last came from the standby.
+    pub(crate) heard_ns: AtomicU64,
+}
+
+/// What a `Shared` is made from.
+pub(crate) struct Made {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) output: Arc<OutputPath>,
+    pub(crate) report: Report,
+    pub(crate) me: NodeId,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) epoch: Sender<Order>,
+    pub(crate) role: Sender<News>,
+}
+
+thread_local! {
+    /// Reused from event to event: an event is on the way of every frame.
+    static ACTIONS: RefCell<Vec<Action>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Shared {
+    pub(crate) fn new(made: Made) -> Arc<Shared> {
+        let flights = Mutex::new(Flights::new(made.machine.slots()));
+        let now = monotonic_ns();
+        Arc::new(Shared {
+            machine: made.machine,
+            output: made.output,
+            flights,
+            stats: Stats::default(),
+            report: made.report,
+            me: made.me,
+            pipeline: Mutex::new(made.pipeline),
+            epoch: made.epoch,
+            role: made.role,
+            looked_ns: AtomicU64::new(now),
+            heard_ns: AtomicU64::new(now),
+        })
+    }
+
+    /// Gives the pipeline an event and carries out what it decides. The epoch thread uses [`Shared::decide`] instead.
+    pub(crate) fn raise(&self, event: Event) {
+        let wakes = matches!(event, Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
+        let mut ordered = false;
+        self.decide(event, |order| {
+            ordered = true;
+            self.order(order);
+        });
+        if wakes && !ordered {
+            self.order(Order::Look);
+        }
+    }
+
+    /// Gives the pipeline an event; what is the epoch thread's goes to `mine`, the rest is carried out here.
+    pub(crate) fn decide(&self, event: Event, mut mine: impl FnMut(Order)) {
+        let mut actions = ACTIONS.take();
+        self.pipeline().handle(event, monotonic_ns(), &mut actions);
+        for action in actions.drain(..) {
+            match action {
+                Action::EndEpoch { generation, epoch, reason } => mine(Order::End { generation, epoch, reason }),
+                Action::HoldGuest(reason) => mine(Order::Hold(reason)),
+                Action::ResumeGuest => mine(Order::Resume),
+                Action::SampleDirty => mine(Order::Sample),
+                Action::Release(commit) => self.output.release(commit),
+                Action::FirstCommit(epoch) => self.tell(News::FirstCommit(epoch)),
+                Action::MergeBack(epoch) => self.merge_back(epoch),
+                Action::DropLink(fault) => self.tell(News::Fault(fault.to_string())),
+            }
+        }
+        ACTIONS.set(actions);
+    }
+
+    /// When the pipeline wants to be asked again.
+    pub(crate) fn deadline_ns(&self) -> Option<u64> {
+        self.pipeline().deadline_ns()
+    }
+
+    pub(crate) fn committed(&self) -> Epoch {
+        self.pipeline().committed()
+    }
+
+    pub(crate) fn tell(&self, news: News) {
+        // The role thread outlives the others but for the last moments of the process; then there is nothing left to tell.
+        let _ = self.role.send(news);
+    }
+
+    /// Hands the epoch thread an order. `Look` is left out when the thread has orders anyway (it looks after each), so that the queue always has room
+    /// for the others, of which there are never more than a few: a device that holds its lock must not wait here.
+    pub(crate) fn order(&self, order: Order) {
+        if matches!(order, Order::Look) && self.epoch.len() >= LOOKS {
+            return;
+        }
+        if let Err(TrySendError::Full(_)) = self.epoch.try_send(order) {
+            self.tell(News::Broken("the epoch thread does not take orders any more".to_owned()));
+        }
+    }
+
+    pub(crate) fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nanoseconds since the role thread last looked around.
+    pub(crate) fn unlooked_ns(&self) -> u64 {
+        monotonic_ns().saturating_sub(self.looked_ns.load(Ordering::Acquire))
+    }
+
+    fn merge_back(&self, epoch: Epoch) {
+        let set = self.flights().failed(epoch);
+        if let Some(set) = set {
+            self.machine.give_back(&set);
+            self.flights().put(set);
+        }
+    }
+
+    fn pipeline(&self) -> MutexGuard<'_, Pipeline> {
+        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks the kernel to wake the calling thread within a microsecond of its deadlines instead of 50 (prctl(2), PR_SET_TIMERSLACK).
+pub(crate) fn precise_timers() {
+    if let Err(error) = nix::sys::prctl::set_timerslack(1) {
+        tracing::debug!(%error, "timers stay coarse");
+    }
+}
