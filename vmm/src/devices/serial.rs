@@ -188,10 +188,10 @@ impl BusDevice for SerialConsole {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let (Some(first), Ok(offset)) = (data.first(), u8::try_from(offset)) {
-            if let Err(error) = self.chip.write(offset, *first) {
-                tracing::trace!(%error, "serial write");
-            }
+        if let (Some(first), Ok(offset)) = (data.first(), u8::try_from(offset))
+            && let Err(error) = self.chip.write(offset, *first)
+        {
+            tracing::trace!(%error, "serial write");
         }
     }
 }

@@ -201,10 +201,10 @@ impl VirtioCore {
             queue.disable();
         } else if !features_ok {
             self.protocol_error("a queue made ready before FEATURES_OK");
-        } else if !queue.ready() {
-            if let Err(error) = queue.enable(&self.memory, event_idx) {
-                self.break_device(&error);
-            }
+        } else if !queue.ready()
+            && let Err(error) = queue.enable(&self.memory, event_idx)
+        {
+            self.break_device(&error);
         }
     }
 

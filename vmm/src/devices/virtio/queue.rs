@@ -132,6 +132,17 @@ pub struct SavedQueue {
     pub(crate) next_used: u16,
 }
 
+/// What the driver was told last about kicks, so that it is not told again: that would dirty the used ring's page for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Nothing since the queue was made ready or restored.
+    Nothing,
+    /// No kicks.
+    Refused,
+    /// A kick when the available index passes this.
+    WantedAt(u16),
+}
+
 /// One queue of a device.
 #[derive(Debug)]
 pub(crate) struct VirtioQueue {
@@ -139,15 +150,14 @@ pub(crate) struct VirtioQueue {
     pub(crate) registers: QueueRegisters,
     ring: Queue,
     kick: Arc<EventFd>,
-    // What the driver was told last, so that it is not told again (which would dirty the used ring's page for nothing).
-    kicks_refused: bool,
+    told: Told,
 }
 
 impl VirtioQueue {
     pub(crate) fn new(index: usize) -> Result<VirtioQueue, DeviceError> {
         let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DeviceError::EventFd { purpose: "a virtio queue", source })?;
         let ring = new_ring()?;
-        Ok(VirtioQueue { index, registers: QueueRegisters::at_reset(), ring, kick: Arc::new(kick), kicks_refused: false })
+        Ok(VirtioQueue { index, registers: QueueRegisters::at_reset(), ring, kick: Arc::new(kick), told: Told::Nothing })
     }
 
     /// The eventfd that the guest's kick writes.
@@ -161,7 +171,7 @@ impl VirtioQueue {
 
     pub(crate) fn reset(&mut self) {
         self.registers = QueueRegisters::at_reset();
-        self.kicks_refused = false;
+        self.told = Told::Nothing;
         self.ring.reset();
     }
 
@@ -169,7 +179,7 @@ impl VirtioQueue {
     pub(crate) fn enable(&mut self, memory: &GuestMemory, event_idx: bool) -> Result<(), RingError> {
         let saved = SavedQueue { registers: self.registers, ready: true, event_idx, next_avail: 0, next_used: 0 };
         self.ring = self.build(memory, &saved)?;
-        self.kicks_refused = false;
+        self.told = Told::Nothing;
         Ok(())
     }
 
@@ -193,7 +203,7 @@ impl VirtioQueue {
         } else {
             self.ring.reset();
         }
-        self.kicks_refused = false;
+        self.told = Told::Nothing;
         self.registers = saved.registers;
         Ok(())
     }
@@ -280,16 +290,20 @@ impl VirtioQueue {
         if !self.ring.ready() {
             return Ok(false);
         }
-        self.kicks_refused = false;
+        let wanted = Told::WantedAt(self.ring.next_avail());
+        if self.told == wanted {
+            return self.has_available(memory);
+        }
+        self.told = wanted;
         self.ring.enable_notification(memory).map_err(|source| self.ring_error(source))
     }
 
     /// Tells the driver that kicks are not needed now. With event indices this costs nothing: the index simply stays behind.
     pub(crate) fn refuse_kicks(&mut self, memory: &GuestMemory) -> Result<(), RingError> {
-        if self.kicks_refused {
+        if self.told == Told::Refused {
             return Ok(());
         }
-        self.kicks_refused = true;
+        self.told = Told::Refused;
         self.ring.disable_notification(memory).map_err(|source| self.ring_error(source))
     }
 
