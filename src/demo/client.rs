@@ -1,8 +1,10 @@
 //! The demo's clients: each a thread with one long-lived TCP connection, one request under way, and a history of what it was told.
 
+use std::collections::HashMap;
 use std::io::{self, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -89,6 +91,26 @@ pub struct Shared {
     pub acknowledged: AtomicU64,
     /// Connections broken so far.
     pub broken: AtomicU64,
+    /// Set to make the clients give up at once.
+    aborted: AtomicBool,
+    /// The clients' sockets, by client, to wake those that wait for an answer.
+    sockets: Mutex<HashMap<usize, TcpStream>>,
+}
+
+impl Shared {
+    /// Makes the clients give up at once, even those that wait for an answer; nothing is read back.
+    pub fn abort(&self) {
+        self.aborted.store(true, Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
+        for socket in self.sockets().values() {
+            // A socket that is not connected any more wakes its client by itself.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, HashMap<usize, TcpStream>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Everything a client knows in the end.
@@ -156,8 +178,13 @@ impl Client<'_> {
     }
 
     fn connect(&self) -> Option<Connection> {
-        match Connection::open(self.server) {
-            Ok(open) => Some(open),
+        let opened = Connection::open(self.server).and_then(|open| {
+            self.shared.sockets().insert(self.number, open.input.get_ref().try_clone()?);
+            Ok(open)
+        });
+        match opened {
+            // An abort that came before the socket was registered did not reach it.
+            Ok(open) => (!self.shared.aborted.load(Ordering::Relaxed)).then_some(open),
             Err(error) => {
                 tracing::debug!(client = self.number, %error, "cannot connect");
                 std::thread::sleep(RECONNECT_PAUSE);
@@ -210,10 +237,13 @@ impl Client<'_> {
         let mut keys: Vec<Key> = self.history.iter().filter_map(|r| if let Ask::Set(key, _) = r.ask { Some(key) } else { None }).collect();
         keys.sort_unstable();
         keys.dedup();
+        let mut end = Final::default();
+        if self.shared.aborted.load(Ordering::Relaxed) {
+            return end;
+        }
         if connection.is_none() {
             *connection = self.connect();
         }
-        let mut end = Final::default();
         let Some(open) = connection.as_mut() else { return end };
         if let Err(error) = self.read_back_over(open, &keys, &mut end) {
             self.note_break(&error);
@@ -268,7 +298,6 @@ impl Client<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::net::TcpListener;
 
     use super::super::history::{Findings, check};
