@@ -29,7 +29,7 @@ fn main() {
     println!("{:<44} {:>9} {:>9} {:>9} {:>10}", "pages", "encode", "parse", "memcpy", "wire");
     println!("{:<44} {:>9} {:>9} {:>9} {:>10}", "", "ns/page", "ns/page", "ns/page", "bytes/page");
     for pages in [256, 4096, 32768] {
-        let epochs = (1 << 17) / pages as u64;
+        let epochs = ((1 << 17) / pages as u64).max(24);
         run(&Case { name: "zero", pages, epochs, change: untouched }, true);
         run(&Case { name: "random, new each epoch", pages, epochs, change: fresh }, false);
         run(&Case { name: "sparse changes (8 bytes scattered)", pages, epochs, change: sparse }, false);
