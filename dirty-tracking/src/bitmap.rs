@@ -75,8 +75,8 @@ fn runs(words: &[u64]) -> impl Iterator<Item = (usize, usize)> + '_ {
     std::iter::from_fn(move || {
         let start = at + words[at..].iter().position(|word| *word != 0)?;
         let mut end = start + 1;
-        for index in end..words.len() {
-            if words[index] != 0 {
+        for (index, word) in words.iter().enumerate().skip(start + 1) {
+            if *word != 0 {
                 end = index + 1;
             } else if index - end >= GAP_WORDS {
                 break;

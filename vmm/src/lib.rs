@@ -3,16 +3,31 @@
 //! Lives here: everything that knows KVM. Not here: epochs, networks between hosts, who may run (floors above). Guards S5 (complete
 //! capture: a restored machine cannot be told from the one that was captured) and S7 (what a guest writes ends in an error, not in harm).
 
+mod boot;
 mod config;
+mod cpuid;
 pub mod devices;
 mod error;
 mod machine;
+mod memory;
+mod paused;
+mod raw;
+mod setup;
 pub mod sinks;
+mod vcpu;
+mod vm_state;
 
+pub use boot::{MMIO_BASE, MMIO_FIRST_GSI};
 pub use config::{Backing, BootConfig, KernelImage, MachineConfig, MachineEvent, MemoryConfig, NetConfig, Sinks};
+pub use devices::tap::TapWriter;
 pub use error::VmmError;
-pub use machine::{Machine, MachineState, Paused};
+pub use machine::Machine;
+pub use memory::{HIGH_MEMORY_START, LOW_MEMORY_END};
+pub use paused::Paused;
+pub use setup::open_kvm;
 pub use sinks::{ConsoleSink, FrameSink, SinkFull};
+pub use vcpu::VcpuState;
+pub use vm_state::{MACHINE_STATE_VERSION, MachineState, VmState};
 
 /// Guest memory: mapped once, with a bitmap that notes every write the VMM itself makes.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

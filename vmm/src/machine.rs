@@ -1,87 +1,397 @@
-//! The machine as its owner sees it.
-#![allow(unused_variables, missing_docs)]
-use std::sync::Arc;
+//! The machine as its owner sees it: boot or restore, start, pause, track dirty pages, stop.
+//!
+//! Lives here: the machine's phases and what may be done in each. Not here: how it is put together (`setup`), how state is read and set (`vcpu`,
+//! `vm_state`). Guards S5 (only a paused machine can be captured) and S6 (a pause ends when its guard does).
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    thread::JoinHandle,
+};
 
 use crossbeam::channel::Receiver;
-use dirty_tracking::{DirtySet, Layout};
+use dirty_tracking::{DirtySet, DirtyTracker as _, Kind, Layout, Merged};
+use kvm_ioctls::VmFd;
 
-use crate::{BootConfig, GuestMemory, MachineConfig, MachineEvent, Sinks, VmmError};
+use crate::{
+    BootConfig, GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError, boot,
+    devices::{
+        lock,
+        serial::SerialConsole,
+        tap::TapWriter,
+        virtio::net::{NetDevice, NetMetrics},
+        worker::{DeviceWorker, Quiesced, WorkerHandle},
+    },
+    setup,
+    vcpu::{
+        seat::{self, ORDER_PARK, ORDER_QUIT, Seat, Task, Waiter},
+        state::{self, StateKit, TscPlan},
+        thread::Vcpu,
+    },
+    vm_state::MACHINE_STATE_VERSION,
+};
 
-/// A machine.
+/// Difference between two hosts' TSC frequencies that is put down to measurement: what NTP, and so Linux, corrects (QEMU uses the same).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// What a machine is ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Made, with nothing in it.
+    Empty,
+    /// Booted.
+    Booted,
+    /// Holds a restored state whose devices have not been woken.
+    Restored,
+    /// Runs, or is paused under a guard.
+    Running,
+    /// Stands still until started again.
+    Stopped,
+}
+
+pub(crate) struct Control {
+    pub phase: Phase,
+    /// Holds the devices still while the machine does not run.
+    pub quiesced: Option<Quiesced>,
+}
+
+pub(crate) struct Net {
+    pub card: Arc<Mutex<NetDevice>>,
+    pub writer: TapWriter,
+}
+
+/// A virtual machine. Primary and standby make it the same way; then the primary boots and starts it, the standby restores and starts it.
+///
+/// All methods may be called from any thread. While a [`Paused`] guard lives, `start`, `pause`, `boot` and `restore` wait for it; dirty tracking, output
+/// and `stop` do not.
 pub struct Machine {
-    memory: Arc<GuestMemory>,
-    layout: Layout,
-    events: Receiver<MachineEvent>,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) layout: Layout,
+    pub(crate) bytes: u64,
+    pub(crate) kit: StateKit,
+    pub(crate) tsc_khz: u32,
+    pub(crate) cpu_fingerprint: u64,
+    pub(crate) seats: Vec<Arc<Seat>>,
+    pub(crate) waiter: Arc<Waiter>,
+    pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) tracker: Mutex<Merged>,
+    pub(crate) nets: Vec<Net>,
+    pub(crate) serial: Arc<Mutex<SerialConsole>>,
+    pub(crate) worker_handle: WorkerHandle,
+    pub(crate) worker: Mutex<Option<DeviceWorker>>,
+    pub(crate) control: Mutex<Control>,
+    pub(crate) events: Receiver<MachineEvent>,
 }
-
-/// Complete machine state.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct MachineState {
-    pub version: u32,
-}
-
-const UNDER_CONSTRUCTION: VmmError = VmmError::WrongState { what: "do this", why: "the machine is still being written" };
 
 impl Machine {
+    /// Makes a machine: VM, interrupt chips, memory (not touched yet), devices with their TAPs opened, vCPU threads parked.
+    ///
+    /// # Errors
+    /// Names what cannot be had and what to do about it.
     pub fn new(config: &MachineConfig, sinks: Sinks) -> Result<Machine, VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        setup::build(config, sinks)
     }
+
+    /// Loads a kernel and prepares the first vCPU to enter it. For the primary, once, before `start`.
+    ///
+    /// # Errors
+    /// When an image cannot be read or is not one, or the machine is not empty.
     pub fn boot(&mut self, boot: &BootConfig) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        if lock(&self.control).phase != Phase::Empty {
+            return Err(VmmError::WrongState { what: "boot the machine", why: "it holds a guest already" });
+        }
+        let entry = boot::load(boot, &self.memory, self.bytes, self.nets.len(), self.seats.len() as u8)?;
+        self.on_vcpu(0, move |vcpu| {
+            let sregs = vcpu.fd.get_sregs().map_err(VmmError::kvm("KVM_GET_SREGS"))?;
+            let (regs, sregs) = boot::registers(entry, sregs);
+            vcpu.fd.set_sregs(&sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?;
+            vcpu.fd.set_regs(&regs).map_err(VmmError::kvm("KVM_SET_REGS"))
+        })?;
+        lock(&self.control).phase = Phase::Booted;
+        Ok(())
     }
+
+    /// Sets a captured state, the guest's clock moved forward by what has passed since. The memory must already be the captured machine's. For the
+    /// standby, once, before `start`.
+    ///
+    /// # Errors
+    /// When the state does not fit this machine or host; the machine must then not be started.
     pub fn restore(&mut self, state: &MachineState) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        if lock(&self.control).phase != Phase::Empty {
+            return Err(VmmError::WrongState { what: "restore the machine", why: "it holds a guest already" });
+        }
+        self.check_fits(state)?;
+        // The clock first: the TSC offsets follow from it, and nothing may have run on the old one.
+        let tsc = state.vm.restore_clock(&self.vm)?;
+        self.restore_vcpus(state, tsc)?;
+        state.vm.restore_chips(&self.vm)?;
+        let failed = |device: String| move |error: crate::devices::DeviceError| VmmError::Device { device, reason: error.to_string() };
+        for (index, (net, saved)) in self.nets.iter().zip(&state.nets).enumerate() {
+            lock(&net.card).restore(saved).map_err(failed(format!("net{index}")))?;
+        }
+        lock(&self.serial).restore(&state.serial).map_err(failed("serial console".into()))?;
+        lock(&self.control).phase = Phase::Restored;
+        Ok(())
     }
+
+    fn check_fits(&self, state: &MachineState) -> Result<(), VmmError> {
+        let refuse = |reason: String| Err(VmmError::Restore(reason));
+        if state.version != MACHINE_STATE_VERSION {
+            let found = state.version;
+            return refuse(format!(
+                "it has version {found}, this program reads {MACHINE_STATE_VERSION}; run the same version on both hosts"
+            ));
+        }
+        if state.vcpus.len() != self.seats.len() || state.nets.len() != self.nets.len() {
+            return refuse(format!(
+                "it has {} vCPUs and {} network interfaces, this machine {} and {}; both hosts must run the same machine configuration",
+                state.vcpus.len(),
+                state.nets.len(),
+                self.seats.len(),
+                self.nets.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn restore_vcpus(&self, state: &MachineState, tsc: TscPlan) -> Result<(), VmmError> {
+        let khz = state.vm.tsc_khz;
+        let off_by = u64::from(khz.abs_diff(self.tsc_khz));
+        let scale = khz != 0 && off_by * 1_000_000 > u64::from(self.tsc_khz) * TSC_TOLERANCE_PPM;
+        for (seat, saved) in self.seats.iter().zip(&state.vcpus) {
+            let (kit, saved) = (self.kit.clone(), Box::new(saved.clone()));
+            seat.post(Task::Call(Box::new(move |vcpu| {
+                if scale {
+                    vcpu.fd.set_tsc_khz(khz).map_err(|_| {
+                        VmmError::Restore(format!(
+                            "its TSC runs at {khz} kHz and this host's processor cannot scale to that; use equal processors"
+                        ))
+                    })?;
+                }
+                state::restore(&vcpu.fd, &kit, &saved, tsc)?;
+                vcpu.state_was_set();
+                // Tells the guest's watchdog that it stood still; EINVAL says that the guest has no kvmclock.
+                match vcpu.fd.kvmclock_ctrl() {
+                    Err(errno) if errno.errno() != libc::EINVAL => Err(VmmError::kvm("KVM_KVMCLOCK_CTRL")(errno)),
+                    _ => Ok(()),
+                }
+            })));
+        }
+        seat::wait_done(&self.seats, &self.waiter)?;
+        self.seats.iter().try_for_each(|seat| taken_answer(seat))
+    }
+
+    /// Runs `call` on a parked vCPU's own thread.
+    fn on_vcpu(&self, index: usize, call: impl FnOnce(&mut Vcpu) -> Result<(), VmmError> + Send + 'static) -> Result<(), VmmError> {
+        let seat = &self.seats[index..=index];
+        seat[0].post(Task::Call(Box::new(move |vcpu| {
+            let answer = call(vcpu);
+            vcpu.state_was_set();
+            answer
+        })));
+        seat::wait_done(seat, &self.waiter)?;
+        taken_answer(&seat[0])
+    }
+
+    /// Lets vCPUs and devices run. After `restore`, every queue is signalled and every device's interrupt raised first, since neither eventfds nor
+    /// interrupts on their way are state. Does nothing when the machine runs.
+    ///
+    /// # Errors
+    /// When there is nothing to run, or a device cannot be woken.
     pub fn start(&self) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        let mut control = lock(&self.control);
+        match control.phase {
+            Phase::Empty => return Err(VmmError::WrongState { what: "start the machine", why: "nothing has been booted or restored" }),
+            Phase::Running => return Ok(()),
+            Phase::Restored => {
+                for (index, net) in self.nets.iter().enumerate() {
+                    let woken = lock(&net.card).activate();
+                    woken.map_err(|error| VmmError::Device { device: format!("net{index}"), reason: error.to_string() })?;
+                }
+            }
+            Phase::Booted | Phase::Stopped => {}
+        }
+        control.phase = Phase::Running;
+        control.quiesced = None;
+        for seat in &self.seats {
+            seat.order_run();
+        }
+        Ok(())
     }
+
+    /// Stops every vCPU between two instructions with no access half done, then holds the devices still. The guard resumes when dropped. On a machine
+    /// that does not run it only keeps it so.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop in time; the machine then runs on.
     pub fn pause(&self) -> Result<Paused<'_>, VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        let mut control = lock(&self.control);
+        let running = control.phase == Phase::Running;
+        if running {
+            for seat in &self.seats {
+                seat.order_stop(ORDER_PARK);
+            }
+            if let Err(error) = seat::wait_parked(&self.seats, &self.waiter) {
+                self.seats.iter().for_each(|seat| seat.order_run());
+                return Err(error);
+            }
+            // After the vCPUs: one that waited for a device's lock could not have stopped. Before any KVM state is read: a batch that is just ending
+            // may raise an interrupt.
+            control.quiesced = Some(self.worker_handle.quiesce());
+        }
+        Ok(Paused::new(self, control, running))
     }
+
+    /// Ends a pause; called by the guard.
+    pub(crate) fn resume(&self, control: &mut MutexGuard<'_, Control>) {
+        control.quiesced = None;
+        for seat in &self.seats {
+            seat.order_run();
+        }
+    }
+
+    /// Guest memory. Writes through it are noted as dirty.
+    #[must_use]
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
+
     /// Where guest memory lies; `DirtySet::new(machine.slots())` makes a set for it.
+    #[must_use]
     pub fn slots(&self) -> &Layout {
         &self.layout
     }
+
+    /// A digest of the CPU that the guest sees. A machine's state may only be restored where this is the same.
+    #[must_use]
+    pub fn cpu_fingerprint(&self) -> u64 {
+        self.cpu_fingerprint
+    }
+
+    /// How vCPUs' writes are tracked.
+    #[must_use]
+    pub fn tracking_kind(&self) -> Kind {
+        lock(&self.tracker).vcpu_kind()
+    }
+
+    /// Starts dirty tracking with an empty log: writes after the return are logged.
+    ///
+    /// # Errors
+    /// When KVM refuses.
     pub fn start_tracking(&self) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        Ok(lock(&self.tracker).enable()?)
     }
+
+    /// Stops dirty tracking; what was logged is dropped. vCPUs that waited for room in their ring go on.
+    ///
+    /// # Errors
+    /// When KVM refuses.
     pub fn stop_tracking(&self) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        lock(&self.tracker).disable()?;
+        // A ring left full would stop its vCPU again at once.
+        lock(&self.tracker).collect(&mut DirtySet::new(&self.layout))?;
+        self.rings_have_room();
+        Ok(())
     }
+
+    /// Takes the dirty set while the guest runs and re-arms the log. Read the pages afterwards, never before: what is written after the return is logged
+    /// again.
+    ///
+    /// # Errors
+    /// When KVM refuses; what was found until then is in `into`.
     pub fn collect_dirty_running(&self, into: &mut DirtySet) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        lock(&self.tracker).collect(into)?;
+        self.rings_have_room();
+        Ok(())
     }
+
+    fn rings_have_room(&self) {
+        for seat in &self.seats {
+            seat.ring_has_room();
+        }
+    }
+
+    /// About how many pages are dirty, without taking them.
+    ///
+    /// # Errors
+    /// When KVM refuses.
     pub fn dirty_estimate(&self) -> Result<u64, VmmError> {
-        Err(UNDER_CONSTRUCTION)
+        Ok(lock(&self.tracker).estimate()?)
     }
-    pub fn give_back(&self, set: &DirtySet) {}
-    /// Writer for the TAP of `port` lives in devices::tap.
+
+    /// Takes back the dirty set of an epoch that could not be sent: the next collect includes it (S6).
+    pub fn give_back(&self, set: &DirtySet) {
+        lock(&self.tracker).give_back(set);
+    }
+
+    /// The way out to the host's network for frames of `port` that may be released; `None` where there is no such port.
+    #[must_use]
+    pub fn tap_writer(&self, port: u8) -> Option<TapWriter> {
+        self.nets.get(usize::from(port)).map(|net| net.writer.clone())
+    }
+
+    /// Counters of the network card on `port`.
+    #[must_use]
+    pub fn net_metrics(&self, port: u8) -> Option<Arc<NetMetrics>> {
+        self.nets.get(usize::from(port)).map(|net| lock(&net.card).metrics())
+    }
+
+    /// Frames, with their ports, that tell the network that the guest is here now: to be sent after activation.
+    #[must_use]
     pub fn announcements(&self) -> Vec<(u8, Vec<u8>)> {
-        Vec::new()
+        let of_port = |(port, net): (usize, &Net)| {
+            let frames = lock(&net.card).announcements();
+            frames.into_iter().map(move |frame| (port as u8, frame))
+        };
+        self.nets.iter().enumerate().flat_map(of_port).collect()
     }
-    pub fn retry_output(&self) {}
+
+    /// Offers frames again that a sink refused with `SinkFull`.
+    pub fn retry_output(&self) {
+        self.worker_handle.retry();
+    }
+
+    /// What the machine has to tell. Each event but a full ring's means that its vCPU stands still for good.
+    #[must_use]
     pub fn events(&self) -> &Receiver<MachineEvent> {
         &self.events
     }
-    pub fn console_input(&self, bytes: &[u8]) {}
-    pub fn stop(&self) {}
+
+    /// Types at the guest's console. What does not fit into the console's buffer (4 KiB) is dropped, as on a real line.
+    pub fn console_input(&self, bytes: &[u8]) {
+        let taken = lock(&self.serial).push_input(bytes);
+        if taken < bytes.len() {
+            tracing::warn!(dropped = bytes.len() - taken, "console input dropped: the guest does not read it");
+        }
+    }
+
+    /// Stops the machine for good and joins its threads. Nothing runs and nothing leaves afterwards. May be called again.
+    pub fn stop(&self) {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        end_threads(&self.seats, threads);
+        drop(lock(&self.worker).take());
+    }
 }
 
-/// A paused machine; resumes when dropped.
-pub struct Paused<'a> {
-    machine: &'a Machine,
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
-impl Paused<'_> {
-    pub fn capture(&mut self) -> Result<MachineState, VmmError> {
-        Err(UNDER_CONSTRUCTION)
+/// Tells vCPU threads to end and waits for them.
+pub(crate) fn end_threads(seats: &[Arc<Seat>], threads: Vec<JoinHandle<()>>) {
+    for seat in seats {
+        seat.order_stop(ORDER_QUIT);
     }
-    pub fn collect_dirty(&mut self, into: &mut DirtySet) -> Result<(), VmmError> {
-        Err(UNDER_CONSTRUCTION)
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a vCPU's thread ended in a panic");
+        }
     }
-    pub fn resume(self) {}
-    pub fn stay_stopped(self) {}
+}
+
+fn taken_answer(seat: &Seat) -> Result<(), VmmError> {
+    let gone = VmmError::WrongState { what: "use a vCPU", why: "the machine has been stopped for good" };
+    lock(&seat.answered).take().unwrap_or(Err(gone))
 }

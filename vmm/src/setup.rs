@@ -1,0 +1,266 @@
+//! Putting a machine together: the VM, its memory slots, interrupt chips, devices, vCPUs and their threads.
+//!
+//! Lives here: the order in which KVM wants these. Not here: what is done with a machine afterwards. Every machine is made the same way, primary or
+//! standby: that is what makes a captured state fit (S5).
+
+use std::{
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+};
+
+use crossbeam::channel::{Sender, bounded};
+use dirty_tracking::Layout;
+use kvm_bindings::{
+    KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+
+use crate::{
+    GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    boot::{MMIO_BASE, MMIO_FIRST_GSI},
+    cpuid,
+    devices::{
+        DeviceError,
+        serial::{SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SerialConsole},
+        tap::{Tap, TapOptions, TapWriter},
+        virtio::{
+            MmioTransport,
+            mmio::{MMIO_LENGTH, QUEUE_NOTIFY},
+            net::{NetConfig as CardConfig, NetDevice},
+        },
+        worker::{DeviceWorker, Quiesced, WorkerDevice},
+    },
+    machine::{Control, Machine, Net, Phase},
+    memory, raw,
+    vcpu::{
+        seat::{Seat, Waiter},
+        state::StateKit,
+        thread::{Buses, Vcpu},
+    },
+};
+
+/// Three pages for VT-x's real mode, and one for its identity map, just below 4 GiB where no memory lies.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Events that may wait to be read: each parks its vCPU, so more than this cannot be outstanding.
+const EVENTS_MAX: usize = 2 * MAX_VCPUS as usize;
+
+/// What the machine cannot do without.
+const NEEDED: [(Cap, &str); 8] = [
+    (Cap::Irqchip, "in-kernel interrupt chips (KVM_CAP_IRQCHIP)"),
+    (Cap::UserMemory, "user memory slots (KVM_CAP_USER_MEMORY)"),
+    (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+    (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+    (Cap::ImmediateExit, "immediate exit (KVM_CAP_IMMEDIATE_EXIT)"),
+    (Cap::AdjustClock, "an adjustable clock (KVM_CAP_ADJUST_CLOCK)"),
+    (Cap::VcpuEvents, "vCPU events (KVM_CAP_VCPU_EVENTS)"),
+    (Cap::Debugregs, "debug registers (KVM_CAP_DEBUGREGS)"),
+];
+
+/// Opens `/dev/kvm` and checks what every machine needs.
+///
+/// # Errors
+/// With the remedy, when it cannot be opened, or naming what is missing.
+pub fn open_kvm() -> Result<Kvm, VmmError> {
+    let kvm = Kvm::new().map_err(|errno| VmmError::OpenKvm {
+        source: std::io::Error::from_raw_os_error(errno.errno()),
+        remedy: match errno.errno() {
+            libc::ENOENT => "load the module (modprobe kvm_intel or kvm_amd) and enable virtualisation in the firmware",
+            libc::EACCES | libc::EPERM => "add the user to the group of /dev/kvm (usermod -aG kvm USER, then log in again) or run as root",
+            libc::ENODEV | libc::ENXIO => {
+                "this processor or the hypervisor under it offers no virtualisation; enable it in the firmware or use another host"
+            }
+            _ => "see the kernel's log (dmesg)",
+        },
+    })?;
+    for (cap, name) in NEEDED {
+        if !kvm.check_extension(cap) {
+            return Err(VmmError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+fn device(name: &str) -> impl Fn(DeviceError) -> VmmError {
+    move |error| VmmError::Device { device: name.to_owned(), reason: error.to_string() }
+}
+
+fn check_shape(config: &MachineConfig) -> Result<(), VmmError> {
+    if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
+        return Err(VmmError::Config(format!("{} vCPUs; a machine has 1 to {MAX_VCPUS}", config.vcpus)));
+    }
+    if config.nets.len() > MAX_NETS {
+        return Err(VmmError::Config(format!("{} network interfaces; a machine has at most {MAX_NETS}", config.nets.len())));
+    }
+    Ok(())
+}
+
+/// Makes a machine; see [`Machine::new`].
+pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, VmmError> {
+    check_shape(config)?;
+    let kvm = open_kvm()?;
+    let (guest_memory, layout) = memory::map(&config.memory)?;
+    let memory = Arc::new(guest_memory);
+    let vm = Arc::new(kvm.create_vm().map_err(VmmError::kvm("KVM_CREATE_VM"))?);
+    if usize::from(config.vcpus) > kvm.get_max_vcpus() {
+        return Err(VmmError::Config(format!("{} vCPUs; this host's KVM allows {}", config.vcpus, kvm.get_max_vcpus())));
+    }
+    // Before the first vCPU: the dirty ring is enabled here.
+    let tracking = dirty_tracking::prepare(&vm, config.dirty, layout.pages())?;
+    create_chips(&vm)?;
+    add_memory(&vm, &layout)?;
+
+    let mut buses = Buses::default();
+    let nets = add_nets(&vm, config, &sinks, &memory, &mut buses)?;
+    let serial = add_serial(&vm, &sinks, &mut buses)?;
+
+    let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+    let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
+    let tracker = tracking.finish(Arc::clone(&vm), &layout, &fds, Arc::clone(&memory))?;
+    let kit = state_kit(&kvm, &vm, &vcpus)?;
+    let tsc_khz = vcpus[0].get_tsc_khz().unwrap_or(0);
+    let cpu_fingerprint = cpuid::fingerprint(&cpuid::for_vcpu(&kvm, &cpuid::supported(&kvm)?, 0, config.vcpus));
+
+    raw::install_kick_handler().map_err(VmmError::io("installing the signal handler"))?;
+    let (events_in, events) = bounded(EVENTS_MAX);
+    let waiter = Arc::new(Waiter::default());
+    let (seats, threads) = seat_vcpus(vcpus, &kit, &Arc::new(buses), &events_in, &waiter)?;
+    let (worker, quiesced) = start_worker(&nets)?;
+    tracing::debug!(vcpus = config.vcpus, mib = config.memory.bytes >> 20, msrs = kit.msr_indices.len(), tracking = ?tracker.vcpu_kind(), "machine made");
+    Ok(Machine {
+        vm,
+        memory,
+        layout,
+        bytes: config.memory.bytes,
+        kit,
+        tsc_khz,
+        cpu_fingerprint,
+        seats,
+        waiter,
+        threads: Mutex::new(threads),
+        tracker: Mutex::new(tracker),
+        nets,
+        serial,
+        worker_handle: worker.handle(),
+        worker: Mutex::new(Some(worker)),
+        control: Mutex::new(Control { phase: Phase::Empty, quiesced: Some(quiesced) }),
+        events,
+    })
+}
+
+fn create_chips(vm: &VmFd) -> Result<(), VmmError> {
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(VmmError::kvm("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(TSS_ADDRESS).map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(VmmError::kvm("KVM_CREATE_PIT2"))
+}
+
+fn add_memory(vm: &VmFd, layout: &Layout) -> Result<(), VmmError> {
+    for slot in layout.slots() {
+        let region = kvm_userspace_memory_region {
+            slot: slot.number,
+            flags: 0,
+            guest_phys_addr: slot.first.address(),
+            memory_size: slot.pages * types::PAGE_SIZE as u64,
+            userspace_addr: slot.host_address,
+        };
+        // SAFETY: the range is a mapping of exactly this size that the machine's `memory` owns; the machine keeps it for longer than the vCPUs run
+        // (its threads are joined before its fields are dropped), and slots do not overlap.
+        unsafe { vm.set_user_memory_region(region) }.map_err(VmmError::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+fn add_nets(vm: &VmFd, config: &MachineConfig, sinks: &Sinks, memory: &Arc<GuestMemory>, buses: &mut Buses) -> Result<Vec<Net>, VmmError> {
+    let mut nets = Vec::with_capacity(config.nets.len());
+    for (index, net) in config.nets.iter().enumerate() {
+        let failed = |reason: String| VmmError::Device { device: format!("net{index} ({})", net.tap), reason };
+        let tap = Tap::open(&net.tap, TapOptions::default()).map_err(|error| failed(error.to_string()))?;
+        let writer: TapWriter = tap.writer();
+        let card = CardConfig { port: index as u8, mac: net.mac };
+        let card = NetDevice::new(card, GuestMemory::clone(memory), Arc::clone(&sinks.frames), Box::new(tap));
+        let card = Arc::new(Mutex::new(card.map_err(|error| failed(error.to_string()))?));
+        let transport = MmioTransport::new(Arc::clone(&card));
+        let base = MMIO_BASE + index as u64 * MMIO_LENGTH;
+        for (queue, kick) in transport.kicks().iter().enumerate() {
+            vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue as u32).map_err(VmmError::kvm("KVM_IOEVENTFD"))?;
+        }
+        vm.register_irqfd(transport.irqfd(), MMIO_FIRST_GSI + index as u32).map_err(VmmError::kvm("KVM_IRQFD"))?;
+        let inserted = buses.memory.insert(base, MMIO_LENGTH, Arc::new(Mutex::new(transport)));
+        inserted.map_err(|error| failed(error.to_string()))?;
+        nets.push(Net { card, writer });
+    }
+    Ok(nets)
+}
+
+fn add_serial(vm: &VmFd, sinks: &Sinks, buses: &mut Buses) -> Result<Arc<Mutex<SerialConsole>>, VmmError> {
+    let serial = SerialConsole::new(Arc::clone(&sinks.console)).map_err(device("serial console"))?;
+    vm.register_irqfd(serial.irqfd(), SERIAL_GSI).map_err(VmmError::kvm("KVM_IRQFD"))?;
+    let serial = Arc::new(Mutex::new(serial));
+    let inserted = buses.ports.insert(SERIAL_PORT, SERIAL_PORTS, Arc::clone(&serial) as _);
+    inserted.map_err(|error| VmmError::Device { device: "serial console".into(), reason: error.to_string() })?;
+    Ok(serial)
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmmError> {
+    let supported = cpuid::supported(kvm)?;
+    (0..count)
+        .map(|index| {
+            let vcpu = vm.create_vcpu(u64::from(index)).map_err(VmmError::kvm("KVM_CREATE_VCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(kvm, &supported, index, count)).map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
+            Ok(vcpu)
+        })
+        .collect()
+}
+
+fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd]) -> Result<StateKit, VmmError> {
+    let sync = vm.check_extension_int(Cap::SyncRegs).max(0) as u32;
+    Ok(StateKit {
+        msr_indices: StateKit::usable_msrs(kvm, &vcpus[0])?,
+        xsave_size: vm.check_extension_raw(KVM_CAP_XSAVE2.into()).max(0) as usize,
+        sregs2: vm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
+        sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,
+        tsc_offset: raw::get_tsc_offset(&vcpus[0]).is_ok(),
+        several: vcpus.len() > 1,
+    })
+}
+
+type Seated = (Vec<Arc<Seat>>, Vec<JoinHandle<()>>);
+
+fn seat_vcpus(
+    vcpus: Vec<VcpuFd>,
+    kit: &StateKit,
+    buses: &Arc<Buses>,
+    events: &Sender<MachineEvent>,
+    waiter: &Arc<Waiter>,
+) -> Result<Seated, VmmError> {
+    let mut made = Vec::with_capacity(vcpus.len());
+    for (index, fd) in vcpus.into_iter().enumerate() {
+        let page = raw::RunPage::new(fd.as_raw_fd()).map_err(VmmError::io("mapping a vCPU's shared page"))?;
+        let seat = Arc::new(Seat::new(index, page, Arc::clone(waiter)));
+        let vcpu = Vcpu::new(fd, kit.clone(), Arc::clone(&seat), Arc::clone(buses), events.clone())?;
+        made.push((seat, vcpu));
+    }
+    let mut seats = Vec::with_capacity(made.len());
+    let mut threads = Vec::with_capacity(made.len());
+    for (seat, vcpu) in made {
+        let spawned = thread::Builder::new().name(format!("vcpu{}", seat.index)).spawn(move || vcpu.serve());
+        match spawned {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                crate::machine::end_threads(&seats, threads);
+                return Err(VmmError::Kvm { what: "starting a vCPU's thread", source });
+            }
+        }
+        seats.push(seat);
+    }
+    Ok((seats, threads))
+}
+
+fn start_worker(nets: &[Net]) -> Result<(DeviceWorker, Quiesced), VmmError> {
+    let served = nets.iter().map(|net| Arc::clone(&net.card) as Arc<Mutex<dyn WorkerDevice>>).collect();
+    DeviceWorker::start(served).map_err(|error| VmmError::Device { device: "device worker".into(), reason: error.to_string() })
+}

@@ -1,0 +1,106 @@
+//! The state of the VM outside its vCPUs: interrupt controllers, timer, clock; and the whole machine's state.
+//!
+//! Not here: vCPUs' and devices' own state. Guards S5: a restored guest's clock goes on by as much as has really passed, never back.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kvm_bindings::{
+    KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    kvm_pit_state2,
+};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    VmmError,
+    devices::{serial::SerialConsoleState, virtio::net::NetState},
+    raw,
+    vcpu::{VcpuState, state::TscPlan},
+};
+
+/// Version of [`MachineState`]: goes up with every change of its content or of a part's.
+pub const MACHINE_STATE_VERSION: u32 = 1;
+
+/// Longest blackout that the clock makes up for. More than this says that a host's wall clock was set in between.
+const LONGEST_BLACKOUT_NS: u64 = 24 * 3600 * 1_000_000_000;
+
+/// Everything about a machine but its memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// [`MACHINE_STATE_VERSION`] of the program that captured it.
+    pub version: u32,
+    /// Every vCPU, by index.
+    pub vcpus: Vec<VcpuState>,
+    /// Interrupt controllers, timer, clock.
+    pub vm: VmState,
+    /// Network interfaces, by index.
+    pub nets: Vec<NetState>,
+    /// The serial console.
+    pub serial: SerialConsoleState,
+}
+
+/// State of the VM outside its vCPUs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmState {
+    /// Both 8259s and the IOAPIC.
+    pub irqchips: [kvm_irqchip; 3],
+    /// The 8254 timer.
+    pub pit: kvm_pit_state2,
+    /// kvmclock, with the host's wall clock and TSC at the same moment where KVM can tell them.
+    pub clock: kvm_clock_data,
+    /// The host's wall clock and TSC at the capture, in case KVM could not tell them: nanoseconds since 1970, cycles.
+    pub wall_ns: u64,
+    /// See `wall_ns`.
+    pub host_tsc: u64,
+    /// Frequency of the guest's TSC.
+    pub tsc_khz: u32,
+}
+
+fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+impl VmState {
+    /// Reads it. The vCPUs are stopped and the devices quiesced.
+    pub(crate) fn capture(vm: &VmFd, tsc_khz: u32) -> Result<VmState, VmmError> {
+        let pit = vm.get_pit2().map_err(VmmError::kvm("KVM_GET_PIT2"))?;
+        let clock = vm.get_clock().map_err(VmmError::kvm("KVM_GET_CLOCK"))?;
+        let (wall_ns, host_tsc) = (wall_ns(), raw::host_tsc());
+        let mut irqchips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+            .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+        for chip in &mut irqchips {
+            vm.get_irqchip(chip).map_err(VmmError::kvm("KVM_GET_IRQCHIP"))?;
+        }
+        Ok(VmState { irqchips, pit, clock, wall_ns, host_tsc, tsc_khz })
+    }
+
+    /// Sets the clock forward to what it would read now had the guest never stopped, and works out how the TSCs follow. Before the vCPUs' state.
+    pub(crate) fn restore_clock(&self, vm: &VmFd) -> Result<TscPlan, VmmError> {
+        let supported = vm.check_extension_int(kvm_ioctls::Cap::AdjustClock).max(0) as u32;
+        let mut clock = kvm_clock_data { clock: self.clock.clock, ..Default::default() };
+        if self.clock.flags & KVM_CLOCK_REALTIME != 0 && supported & KVM_CLOCK_REALTIME != 0 {
+            // KVM adds what has passed on the wall clock since.
+            clock.flags = KVM_CLOCK_REALTIME;
+            clock.realtime = self.clock.realtime.max(wall_ns().saturating_sub(LONGEST_BLACKOUT_NS));
+        } else {
+            clock.clock += wall_ns().saturating_sub(self.wall_ns).min(LONGEST_BLACKOUT_NS);
+        }
+        vm.set_clock(&clock).map_err(VmmError::kvm("KVM_SET_CLOCK"))?;
+        let now = vm.get_clock().map_err(VmmError::kvm("KVM_GET_CLOCK"))?;
+        let tsc_now = if now.flags & KVM_CLOCK_HOST_TSC != 0 { now.host_tsc } else { raw::host_tsc() };
+        let tsc_then = if self.clock.flags & KVM_CLOCK_HOST_TSC != 0 { self.clock.host_tsc } else { self.host_tsc };
+        let elapsed_ns = now.clock.saturating_sub(self.clock.clock);
+        let elapsed_cycles = (u128::from(elapsed_ns) * u128::from(self.tsc_khz) / 1_000_000) as u64;
+        // Documentation/virt/kvm/devices/vcpu.rst, 4.1: guest TSC then + elapsed = host TSC now + new offset.
+        Ok(TscPlan { offset_delta: tsc_then.wrapping_add(elapsed_cycles).wrapping_sub(tsc_now), elapsed_cycles })
+    }
+
+    /// Sets timer and interrupt controllers. After the vCPUs: an IOAPIC that is set delivers what it holds to the LAPICs.
+    pub(crate) fn restore_chips(&self, vm: &VmFd) -> Result<(), VmmError> {
+        vm.set_pit2(&self.pit).map_err(VmmError::kvm("KVM_SET_PIT2"))?;
+        for chip in &self.irqchips {
+            vm.set_irqchip(chip).map_err(VmmError::kvm("KVM_SET_IRQCHIP"))?;
+        }
+        Ok(())
+    }
+}
