@@ -9,8 +9,8 @@ pub const PAGE: u64 = 4096;
 pub const MOST_RANGES: usize = 8;
 /// Memory above this is left alone: page tables are reserved up to here.
 pub const MOST_ADDRESS: u64 = 64 << 30;
-/// Most connections: 64 are promised, the rest covers closing ones.
-pub const MOST_CONNECTIONS: u64 = 96;
+/// Most connections: 64 are promised, as many again may still be closing when a client replaces all of its own at once, and a few more.
+pub const MOST_CONNECTIONS: u64 = 144;
 /// Receive buffer of a connection: a value of the largest size in flight.
 pub const RECEIVE_BUFFER: u64 = 64 * 1024;
 /// Send buffer of a connection: two of them, so that a pipeline of large replies does not stall.
