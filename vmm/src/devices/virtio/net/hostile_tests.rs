@@ -73,7 +73,7 @@ fn a_chain_that_points_outside_its_table_breaks_the_card() {
 
 #[test]
 fn an_indirect_table_that_is_wild_breaks_the_card() {
-    for (address, length) in [(1u64 << 50, 64), (0x10_0000, 15), (0x10_0000, 0), (u64::MAX - 15, 32), (0x10_0000, u32::MAX & !15)] {
+    for (address, length) in [(1u64 << 50, 64), (0x10_0000, 15), (0x10_0000, 0), (u64::MAX - 15, 32), (0x10_0000, !15u32)] {
         sends(
             |guest| {
                 guest.set_descriptor(TX, 0, address, length, 4, 0);
@@ -155,7 +155,7 @@ fn an_available_index_that_leaps_breaks_the_card() {
 fn a_queue_of_impossible_size_or_place_breaks_the_card_before_it_runs() {
     let good = Rings::standard(TX);
     let mut cases: Vec<(Rings, &str)> = [0, 3, 255, 512, 0x8000].map(|size| (Rings { size, ..good }, "power of two")).to_vec();
-    for wild in [1 << 40, LOW_BYTES as u64 - 16, HIGH - 16, u64::MAX & !15, good.used + 1] {
+    for wild in [1 << 40, LOW_BYTES as u64 - 16, HIGH - 16, !15u64, good.used + 1] {
         cases.push((Rings { descriptors: wild, ..good }, "misaligned or outside"));
         cases.push((Rings { available: wild, ..good }, "misaligned or outside"));
         cases.push((Rings { used: wild, ..good }, "misaligned or outside"));
@@ -226,23 +226,30 @@ enum Deed {
     Index { queue: usize, index: u16 },
     Poke(u64, u64),
     Arrive(usize),
+    Offer { queue: usize, index: u16, length: u32, split: u32 },
     Start,
     Run,
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
-    let small = prop_oneof![0..20u16, any::<u16>()];
-    let length = prop_oneof![0..4000u32, 1500..10_000u32, any::<u32>()];
+    let small = || prop_oneof![4 => 0..17u16, 1 => any::<u16>()];
+    let address = prop_oneof![8 => 0x10_0000..0x1c_0000u64, 1 => nasty()];
+    let length = prop_oneof![8 => 0..2000u32, 1 => 9000..10_000u32, 1 => any::<u32>()];
+    let descriptor = (0..2usize, small(), address, length, prop_oneof![1 => 0..8u16, 8 => 0..2u16], any::<u8>(), small());
     prop_oneof![
         1 => ((0..0x110u64), nasty()).prop_map(|(register, value)| Deed::Register(register, value as u32)),
-        6 => (0..2usize, small.clone(), nasty(), length, 0..8u16, small.clone())
-            .prop_map(|(queue, index, address, length, flags, next)| Deed::Descriptor { queue, index: index % 16, address, length, flags, next }),
-        6 => (0..2usize, small.clone()).prop_map(|(queue, head)| Deed::Available { queue, head }),
-        1 => (0..2usize, small).prop_map(|(queue, index)| Deed::Index { queue, index }),
-        2 => (0x1_0000..0x2_6000u64, any::<u64>()).prop_map(|(address, value)| Deed::Poke(address, value)),
-        2 => (0..3000usize).prop_map(Deed::Arrive),
-        2 => Just(Deed::Start),
-        6 => Just(Deed::Run),
+        12 => descriptor.prop_map(|(queue, index, address, length, flags, wrong, next)| {
+            // Mostly the right direction: 0 for the queue that the device reads, 2 for the one it writes.
+            let direction = if (queue == RX) ^ (wrong < 10) { WRITE } else { 0 };
+            Deed::Descriptor { queue, index: index % 16, address, length, flags: flags ^ direction, next }
+        }),
+        12 => (0..2usize, small()).prop_map(|(queue, head)| Deed::Available { queue, head }),
+        12 => (0..2usize, 0..15u16, 12..3000u32, 0..12u32).prop_map(|(queue, index, length, split)| Deed::Offer { queue, index, length, split }),
+        1 => (0..2usize, small()).prop_map(|(queue, index)| Deed::Index { queue, index }),
+        1 => (0x1_0000..0x2_6000u64, any::<u64>()).prop_map(|(address, value)| Deed::Poke(address, value)),
+        8 => (0..3000usize).prop_map(Deed::Arrive),
+        4 => Just(Deed::Start),
+        16 => Just(Deed::Run),
     ]
 }
 
@@ -265,7 +272,21 @@ proptest! {
                 Deed::Poke(address, value) => guest.memory.write_obj(value, GuestAddress(address)).unwrap(),
                 // The socket's queue is short; a full one loses the frame like any network.
                 Deed::Arrive(length) => drop(guest.wire.send(&vec![7; length])),
-                Deed::Start => guest.start(BOTH),
+                // A proper chain of two buffers, the boundary anywhere in the header.
+                Deed::Offer { queue, index, length, split } => {
+                    let (address, direction) = (0x10_0000 + 0x1000 * u64::from(index), if queue == RX { WRITE } else { 0 });
+                    guest.set_descriptor(queue, index, address, split, NEXT | direction, index + 1);
+                    guest.set_descriptor(queue, index + 1, address + u64::from(split), length - split, direction, 0);
+                    guest.make_available(queue, index);
+                }
+                // A driver that begins anew begins with empty rings.
+                Deed::Start => {
+                    for queue in [RX, TX] {
+                        guest.memory.write_slice(&[0; 8], GuestAddress(guest.rings[queue].used)).unwrap();
+                        guest.set_avail_index(queue, 0);
+                    }
+                    guest.start(BOTH);
+                }
                 Deed::Run => {
                     guest.run();
                 }
