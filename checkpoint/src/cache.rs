@@ -4,8 +4,8 @@
 //! exactly what was sent last for that gfn, whichever way it was sent; otherwise the slot forgets its content.
 //!
 //! The policy keeps an incompressible stream cheap. A page is only named when it is first sent, copied when it is sent again (one send tells
-//! nothing about the next), and compared from the third time on. Each failed comparison doubles the number of sends for which the slot neither
-//! copies nor compares. A slot withstands as many sends of other pages as it was of use lately, so that two pages that take turns do not keep
+//! nothing about the next), and compared from the third time on. Each failed comparison quadruples the number of sends for which the slot
+//! neither copies nor compares. A slot withstands as many sends of other pages as it was of use lately, so that two pages that take turns do not keep
 //! driving each other out.
 
 use types::Gfn;
@@ -17,8 +17,8 @@ use crate::delta::{DeltaOutcome, encode_delta};
 pub const DEFAULT_DELTA_PAGES: usize = 16384;
 /// Most pages that may be remembered: 64 GiB of them. A configuration beyond that is a mistake.
 pub const MAX_DELTA_PAGES: usize = 1 << 24;
-/// Failures are counted up to here: a slot rests for at most 2^7 - 1 sends, so an incompressible page pays one copy and one comparison in 129.
-const MAX_FAILURES: u8 = 7;
+/// Failures are counted up to here: a slot rests for at most 4^4 - 1 sends, so an incompressible page pays one copy and one comparison in 257.
+const MAX_FAILURES: u8 = 4;
 /// How many sends of other pages the most useful slot withstands.
 const MAX_WORTH: u8 = 4;
 
@@ -116,7 +116,7 @@ impl DeltaCache {
             DeltaOutcome::TooLarge => {
                 slot.valid = false;
                 slot.failures = (slot.failures + 1).min(MAX_FAILURES);
-                slot.rest = (1u8 << slot.failures) - 1;
+                slot.rest = u8::MAX >> (2 * (MAX_FAILURES - slot.failures));
                 slot.worth = 0;
             }
         }
