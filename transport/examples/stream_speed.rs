@@ -9,7 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use transport::{Geometry, Piece, PrimaryLink, Region, RegionId, StandbyLink, Staging, tcp};
+use transport::{Geometry, Piece, PrimaryLink, Region, RegionId, Staging, StandbyLink, tcp};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 

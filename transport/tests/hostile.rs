@@ -38,13 +38,7 @@ fn until_closed(stream: &mut TcpStream) -> Vec<u8> {
 /// The real peer gets through, quickly.
 fn real_peer_links_up(listener: &tcp::Listener) {
     let pending = tcp::connect(listener.local_addr(), SOON).unwrap();
-    let accepted = loop {
-        let accepted = listener.accept(SOON).unwrap().unwrap();
-        pending.control_tx.send(b"hello").unwrap();
-        if accepted.peer != pending.peer {
-            break accepted;
-        }
-    };
+    let accepted = listener.accept(SOON).unwrap().unwrap();
     let opening = std::thread::spawn(move || accepted.open_data(Staging::new(GEOMETRY).unwrap()).map(drop));
     let link = pending.open_data(GEOMETRY).unwrap();
     drop(link);
@@ -228,8 +222,10 @@ fn every_broken_frame_is_named_and_ends_the_link() {
 #[test]
 fn a_slot_that_is_being_read_cannot_be_written() {
     let (_control, mut data, mut receiver, _staging, _listener) = raw_data();
-    data.write_all(&[frame(b"WRIT", 2, 0, 4), b"true".to_vec(), frame(b"END ", 2, 0, 4), frame(b"WRIT", 2, 0, 4), b"lies".to_vec()].concat())
-        .unwrap();
+    data.write_all(
+        &[frame(b"WRIT", 2, 0, 4), b"true".to_vec(), frame(b"END ", 2, 0, 4), frame(b"WRIT", 2, 0, 4), b"lies".to_vec()].concat(),
+    )
+    .unwrap();
     let slot = receiver.receive(SOON).unwrap().unwrap();
     let error = receiver.receive(SOON).unwrap_err();
     assert!(matches!(&error, TransportError::Protocol { what } if what.contains("being read")), "{error}");
@@ -258,7 +254,7 @@ fn a_killed_primary_is_seen_within_5_ms_though_its_ring_was_busy() {
     }
     // Process exit takes longer when the machine is loaded: the best of a few counts, and each must see the death.
     let best = (0..5).map(|_| kill_one()).min().unwrap();
-    assert!(best < Duration::from_millis(5), "{best:?}");
+    eprintln!("BEST {best:?}"); assert!(best < Duration::from_millis(5), "{best:?}");
 }
 
 fn kill_one() -> Duration {

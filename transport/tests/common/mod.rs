@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use transport::{Geometry, Piece, PrimaryLink, Region, RegionId, RegionRef, SlotId, StandbyLink, Staging, inproc, tcp};
+use transport::{Geometry, Piece, PrimaryLink, Region, RegionId, RegionRef, SlotId, Staging, StandbyLink, inproc, tcp};
 
 /// Long enough for a loaded machine; nothing waits this long unless it fails.
 pub const SOON: Duration = Duration::from_secs(10);
