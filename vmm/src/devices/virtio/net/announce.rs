@@ -13,14 +13,17 @@ const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 /// Shortest Ethernet frame without its checksum; shorter ones are padded, since the frame may meet a real wire.
 const FRAME_LEAST: usize = 60;
 
-/// The frames to send when a guest with card address `mac` has begun to run here: a reverse-ARP broadcast that teaches switches the MAC
-/// even if no address is known, a gratuitous ARP for each IPv4 address and an unsolicited neighbour advertisement for each IPv6 address.
+/// The frames to send when a guest with card address `mac` has begun to run here: a reverse-ARP broadcast for each MAC the guest used (or
+/// for the card's, if it has sent nothing), a gratuitous ARP for each IPv4 address, an unsolicited neighbour advertisement for each IPv6
+/// address.
 #[must_use]
 pub fn announcements(mac: Mac, learned: &Learned) -> Vec<Vec<u8>> {
-    let mac = learned.mac().unwrap_or(mac);
-    let mut frames = vec![reverse_arp(mac)];
-    frames.extend(learned.ipv4().map(|address| gratuitous_arp(mac, address)));
-    frames.extend(learned.ipv6().map(|address| neighbour_advertisement(mac, address)));
+    let mut frames: Vec<_> = learned.macs().map(reverse_arp).collect();
+    if frames.is_empty() {
+        frames.push(reverse_arp(mac));
+    }
+    frames.extend(learned.ipv4().map(|(mac, address)| gratuitous_arp(mac, address)));
+    frames.extend(learned.ipv6().map(|(mac, address)| neighbour_advertisement(mac, address)));
     frames
 }
 
@@ -89,9 +92,21 @@ mod tests {
         let address = Ipv4Addr::new(10, 0, 0, 2);
         let mut learned = Learned::default();
         learned.observe(&gratuitous_arp(MAC, address));
-        assert_eq!(learned.mac(), Some(MAC));
-        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [address]);
+        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [(MAC, address)]);
         assert_eq!(announcements([2, 9, 9, 9, 9, 9], &learned), [reverse_arp(MAC), gratuitous_arp(MAC, address)]);
+    }
+
+    #[test]
+    fn an_address_behind_the_guest_is_announced_with_its_own_mac() {
+        const OTHER: Mac = [2, 0, 0, 0, 0, 0x77];
+        let (own, behind) = (Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3));
+        let mut learned = Learned::default();
+        learned.observe(&gratuitous_arp(OTHER, behind));
+        learned.observe(&gratuitous_arp(MAC, own));
+        assert_eq!(
+            announcements(MAC, &learned),
+            [reverse_arp(OTHER), reverse_arp(MAC), gratuitous_arp(OTHER, behind), gratuitous_arp(MAC, own)]
+        );
     }
 
     #[test]
@@ -102,6 +117,6 @@ mod tests {
         assert_eq!(icmpv6_checksum(address, ALL_NODES, &advertisement[54..]), 0);
         let mut learned = Learned::default();
         learned.observe(&advertisement);
-        assert_eq!(learned.ipv6().collect::<Vec<_>>(), [address]);
+        assert_eq!(learned.ipv6().collect::<Vec<_>>(), [(MAC, address)]);
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mac;
 
-/// Addresses remembered per family. A guest with more is announced by its MAC and by the eight it used last.
+/// Addresses remembered of each kind. A guest with more is announced by the eight it used last.
 pub const LEARNED_MAX: usize = 8;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -22,15 +22,16 @@ const NEXT_HEADER_ICMPV6: u8 = 58;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 
-/// What is known of the guest's addresses.
+/// What is known of the guest's addresses. Each goes with the MAC it was used with: a guest that bridges for others has several, and to
+/// announce an address with the wrong one would cut its owner off.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learned {
-    mac: Option<Mac>,
-    // Most recently used last.
-    ipv4: Vec<Ipv4Addr>,
-    ipv6: Vec<Ipv6Addr>,
+    // Most recently used last, in each.
+    macs: Vec<Mac>,
+    ipv4: Vec<(Mac, Ipv4Addr)>,
+    ipv6: Vec<(Mac, Ipv6Addr)>,
     // Source of an IPv4 packet. It need not be the guest's own (the guest may be a router), so it counts only while ARP told nothing.
-    ipv4_source: Option<Ipv4Addr>,
+    ipv4_source: Option<(Mac, Ipv4Addr)>,
 }
 
 impl Learned {
@@ -39,11 +40,11 @@ impl Learned {
         let Some(source) = field::<6>(frame, 6).filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]) else {
             return;
         };
-        self.mac = Some(source);
+        remember(&mut self.macs, source);
         match field::<2>(frame, 12).map(u16::from_be_bytes) {
             Some(ETHERTYPE_ARP) => self.observe_arp(source, &frame[ETHERNET_HEADER..]),
-            Some(ETHERTYPE_IPV4) => self.observe_ipv4(&frame[ETHERNET_HEADER..]),
-            Some(ETHERTYPE_IPV6) => self.observe_ipv6(&frame[ETHERNET_HEADER..]),
+            Some(ETHERTYPE_IPV4) => self.observe_ipv4(source, &frame[ETHERNET_HEADER..]),
+            Some(ETHERTYPE_IPV6) => self.observe_ipv6(source, &frame[ETHERNET_HEADER..]),
             _ => {}
         }
     }
@@ -54,25 +55,25 @@ impl Learned {
             return;
         }
         if let Some(sender) = field::<4>(packet, 14).map(Ipv4Addr::from).filter(is_host_v4) {
-            remember(&mut self.ipv4, sender);
+            remember(&mut self.ipv4, (source, sender));
         }
     }
 
-    fn observe_ipv4(&mut self, packet: &[u8]) {
+    fn observe_ipv4(&mut self, source: Mac, packet: &[u8]) {
         if packet.first().is_none_or(|first| first >> 4 != 4) {
             return;
         }
         let Some(sender) = field::<4>(packet, 12).map(Ipv4Addr::from).filter(is_host_v4) else {
             return;
         };
-        if self.ipv4.contains(&sender) {
-            remember(&mut self.ipv4, sender);
+        if self.ipv4.contains(&(source, sender)) {
+            remember(&mut self.ipv4, (source, sender));
         } else {
-            self.ipv4_source = Some(sender);
+            self.ipv4_source = Some((source, sender));
         }
     }
 
-    fn observe_ipv6(&mut self, packet: &[u8]) {
+    fn observe_ipv6(&mut self, source: Mac, packet: &[u8]) {
         if packet.first().is_none_or(|first| first >> 4 != 6) || packet.get(6) != Some(&NEXT_HEADER_ICMPV6) {
             return;
         }
@@ -82,30 +83,29 @@ impl Learned {
             _ => None,
         };
         if let Some(address) = address.map(Ipv6Addr::from).filter(|it| !it.is_unspecified() && !it.is_multicast() && !it.is_loopback()) {
-            remember(&mut self.ipv6, address);
+            remember(&mut self.ipv6, (source, address));
         }
     }
 
-    /// The source address of the guest's latest frame, if it has sent any.
-    #[must_use]
-    pub fn mac(&self) -> Option<Mac> {
-        self.mac
+    /// The source addresses of the guest's frames.
+    pub fn macs(&self) -> impl Iterator<Item = Mac> + '_ {
+        self.macs.iter().copied()
     }
 
     /// The guest's IPv4 addresses: those it spoke ARP for; or, if there is none, the source of its latest IPv4 packet.
-    pub fn ipv4(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub fn ipv4(&self) -> impl Iterator<Item = (Mac, Ipv4Addr)> + '_ {
         let fallback = self.ipv4_source.filter(|_| self.ipv4.is_empty());
         self.ipv4.iter().copied().chain(fallback)
     }
 
     /// The guest's IPv6 addresses: those it spoke neighbour discovery for.
-    pub fn ipv6(&self) -> impl Iterator<Item = Ipv6Addr> + '_ {
+    pub fn ipv6(&self) -> impl Iterator<Item = (Mac, Ipv6Addr)> + '_ {
         self.ipv6.iter().copied()
     }
 
     /// The bound holds for a table from another host, too.
     pub(crate) fn is_bounded(&self) -> bool {
-        self.ipv4.len() <= LEARNED_MAX && self.ipv6.len() <= LEARNED_MAX
+        self.macs.len().max(self.ipv4.len()).max(self.ipv6.len()) <= LEARNED_MAX
     }
 }
 
@@ -113,7 +113,8 @@ fn is_host_v4(address: &Ipv4Addr) -> bool {
     !(address.is_unspecified() || address.is_multicast() || address.is_broadcast() || address.is_loopback())
 }
 
-fn remember<A: Copy + PartialEq>(table: &mut Vec<A>, address: A) {
+/// Moves or adds `address` to the end, at the expense of the one used longest ago.
+fn remember<A: PartialEq>(table: &mut Vec<A>, address: A) {
     if table.last() == Some(&address) {
         return;
     }
@@ -150,8 +151,8 @@ mod tests {
     fn an_address_the_guest_speaks_arp_for_is_learned() {
         let mut learned = Learned::default();
         learned.observe(&arp([10, 0, 0, 2], MAC));
-        assert_eq!(learned.mac(), Some(MAC));
-        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [Ipv4Addr::new(10, 0, 0, 2)]);
+        assert_eq!(learned.macs().collect::<Vec<_>>(), [MAC]);
+        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [(MAC, Ipv4Addr::new(10, 0, 0, 2))]);
     }
 
     #[test]
@@ -166,9 +167,9 @@ mod tests {
     fn a_packet_source_counts_only_while_arp_told_nothing() {
         let mut learned = Learned::default();
         learned.observe(&ipv4([192, 0, 2, 7]));
-        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [Ipv4Addr::new(192, 0, 2, 7)]);
+        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [(MAC, Ipv4Addr::new(192, 0, 2, 7))]);
         learned.observe(&arp([10, 0, 0, 2], MAC));
-        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [Ipv4Addr::new(10, 0, 0, 2)]);
+        assert_eq!(learned.ipv4().collect::<Vec<_>>(), [(MAC, Ipv4Addr::new(10, 0, 0, 2))]);
     }
 
     #[test]
@@ -180,8 +181,8 @@ mod tests {
         }
         let known: Vec<_> = learned.ipv4().collect();
         assert_eq!(known.len(), LEARNED_MAX);
-        assert!(known.contains(&Ipv4Addr::new(10, 0, 0, 1)));
-        assert!(known.contains(&Ipv4Addr::new(10, 0, 1, 20)));
+        assert!(known.contains(&(MAC, Ipv4Addr::new(10, 0, 0, 1))));
+        assert!(known.contains(&(MAC, Ipv4Addr::new(10, 0, 1, 20))));
         assert!(learned.is_bounded());
     }
 
@@ -197,7 +198,7 @@ mod tests {
         let mut learned = Learned::default();
         learned.observe(&ethernet(ETHERTYPE_IPV6, &solicitation));
         learned.observe(&ethernet(ETHERTYPE_IPV6, &advertisement));
-        assert_eq!(learned.ipv6().collect::<Vec<_>>(), [own, other]);
+        assert_eq!(learned.ipv6().collect::<Vec<_>>(), [(MAC, own), (MAC, other)]);
     }
 
     #[test]

@@ -319,7 +319,7 @@ fn a_state_that_does_not_fit_is_refused_by_name() {
         ("/core/queues", serde_json::json!([])),
         ("/core/queues/0/registers/size", 17.into()),
         ("/core/queues/1/registers/used", (1u64 << 40).into()),
-        ("/learned/ipv4", serde_json::json!(vec!["10.0.0.1"; 9])),
+        ("/learned/ipv4", serde_json::json!(vec![(MAC, "10.0.0.1"); 9])),
     ] {
         let error = refused(&|it| *it.pointer_mut(pointer).unwrap() = value.clone());
         assert!(matches!(error, DeviceError::StateMismatch { .. }), "{pointer}: {error}");
