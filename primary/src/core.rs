@@ -212,7 +212,7 @@ pub struct Pipeline {
     hold_release: bool,
     /// The link of this generation is gone or given up: nothing can be committed on it.
     link_lost: bool,
-    guest_held: bool,
+    guest_held: Option<HoldReason>,
 }
 
 impl Pipeline {
@@ -231,7 +231,7 @@ impl Pipeline {
             released: Epoch::NONE,
             hold_release: false,
             link_lost: true,
-            guest_held: false,
+            guest_held: None,
         }
     }
 
@@ -338,6 +338,9 @@ impl Pipeline {
         self.hold_release = hold;
         if !hold {
             self.release(actions);
+            if self.guest_held == Some(HoldReason::Unconfirmed) {
+                self.resume_guest(actions);
+            }
         } else if matches!(self.mode, Mode::Unprotected | Mode::Syncing) {
             // An open gate holds nothing back: the guest must not speak.
             self.hold_guest(HoldReason::Unconfirmed, actions);
@@ -345,8 +348,8 @@ impl Pipeline {
     }
 
     fn hold_guest(&mut self, reason: HoldReason, actions: &mut Vec<Action>) {
-        if !self.guest_held {
-            self.guest_held = true;
+        if self.guest_held.is_none() {
+            self.guest_held = Some(reason);
             actions.push(Action::HoldGuest(reason));
         }
     }
@@ -417,7 +420,7 @@ impl Pipeline {
     }
 
     fn resume_guest(&mut self, actions: &mut Vec<Action>) {
-        if std::mem::take(&mut self.guest_held) {
+        if self.guest_held.take().is_some() {
             actions.push(Action::ResumeGuest);
         }
     }

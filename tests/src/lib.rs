@@ -1,1 +1,3 @@
 //! End-to-end, fault and simulation tests
+
+pub mod sim;

@@ -1,0 +1,184 @@
+//! What travels between nodes, and what waits to happen.
+
+use failover::{Answer, Record, Request, RequestId};
+use types::{Epoch, Generation, NodeId, Output};
+
+use super::faults::Fault;
+use super::guest::PAGES;
+
+/// One of the two connections of a link. They know nothing of each other's order.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Channel {
+    Data,
+    Control,
+}
+
+/// Part `index` (0 or 1; 1 is the last) of an epoch.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub generation: Generation,
+    pub epoch: Epoch,
+    pub index: usize,
+    /// Which pages are in it, one bit each.
+    pub mask: u8,
+    pub pages: [u64; PAGES],
+    /// What a digest would show.
+    pub corrupt: bool,
+    pub output: Vec<Output>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Message {
+    Welcome,
+    Heartbeat,
+    Sync { page: usize, value: u64 },
+    Part(Box<Part>),
+    Commit { generation: Generation, epoch: Epoch },
+    Recorded { generation: Generation },
+    Shutdown,
+    Closed,
+}
+
+/// Something that happens at its time. `slot` and `instance`: to which process; a process that died meanwhile is not met any more.
+#[derive(Clone, Debug)]
+pub(super) enum Happening {
+    Tick {
+        slot: usize,
+        instance: u64,
+    },
+    Resume {
+        slot: usize,
+        instance: u64,
+    },
+    Restart {
+        slot: usize,
+        instance: u64,
+        primary: bool,
+    },
+    Hello {
+        slot: usize,
+        from: usize,
+        from_instance: u64,
+        generation: Generation,
+    },
+    Newer {
+        slot: usize,
+        instance: u64,
+        generation: Generation,
+    },
+    Deliver {
+        link: usize,
+        side: usize,
+        message: Message,
+        channel: Channel,
+    },
+    AtArbiter {
+        slot: usize,
+        instance: u64,
+        id: RequestId,
+        request: Box<Request>,
+        reply_lost: bool,
+    },
+    FromArbiter {
+        slot: usize,
+        instance: u64,
+        id: RequestId,
+        answer: Box<Answer>,
+    },
+    SyncNext {
+        slot: usize,
+        instance: u64,
+        link: usize,
+        page: usize,
+    },
+    Capture {
+        slot: usize,
+        instance: u64,
+        generation: Generation,
+        epoch: Epoch,
+    },
+    Send {
+        slot: usize,
+        instance: u64,
+        generation: Generation,
+        epoch: Epoch,
+    },
+    ApplyDone {
+        slot: usize,
+        instance: u64,
+        link: usize,
+        epoch: Epoch,
+    },
+    /// Sabotage: the gate closes too late.
+    LateGate {
+        slot: usize,
+        instance: u64,
+    },
+    Request {
+        slot: usize,
+        instance: u64,
+        life: u64,
+        client: usize,
+        seq: u32,
+    },
+    Reply {
+        life: u64,
+        client: usize,
+        seq: u32,
+    },
+    ClientTimer {
+        client: usize,
+        turn: u64,
+    },
+    Strike {
+        fault: usize,
+    },
+}
+
+impl Happening {
+    /// The process that would have to run for it.
+    pub(super) fn slot(&self, link_slots: impl Fn(usize, usize) -> usize) -> Option<usize> {
+        match self {
+            Happening::Tick { slot, .. }
+            | Happening::Resume { slot, .. }
+            | Happening::Hello { slot, .. }
+            | Happening::Newer { slot, .. }
+            | Happening::FromArbiter { slot, .. }
+            | Happening::SyncNext { slot, .. }
+            | Happening::Capture { slot, .. }
+            | Happening::Send { slot, .. }
+            | Happening::ApplyDone { slot, .. }
+            | Happening::LateGate { slot, .. }
+            | Happening::Request { slot, .. } => Some(*slot),
+            Happening::Deliver { link, side, .. } => Some(link_slots(*link, *side)),
+            Happening::Restart { .. }
+            | Happening::AtArbiter { .. }
+            | Happening::Reply { .. }
+            | Happening::ClientTimer { .. }
+            | Happening::Strike { .. } => None,
+        }
+    }
+}
+
+/// What a core ordered and the shell has not carried out yet.
+#[derive(Debug)]
+pub(super) enum Todo {
+    Node(failover::Action),
+    Pipeline(primary::core::Action),
+    Standby(replica::core::Action),
+}
+
+/// The name of the node in a slot.
+pub(super) fn name(slot: usize) -> NodeId {
+    NodeId(format!("n{slot}"))
+}
+
+/// The slot of a node.
+pub(super) fn slot_of(record: &Record) -> usize {
+    record.owner.0.trim_start_matches('n').parse().unwrap_or(0)
+}
+
+/// Whether a fault stops the process in the middle of what it does.
+pub(super) fn stops(fault: Fault) -> bool {
+    matches!(fault, Fault::Crash { .. } | Fault::Hang { .. })
+}
