@@ -1,3 +1,5 @@
 //! The `lockstep` program.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    lockstep::cli::main()
+}

@@ -143,6 +143,7 @@ pub fn run(number: usize, seed: u64, server: SocketAddr, shared: &Shared) -> Out
     let mut client = Client { number, seed, server, shared, history: Vec::new(), broken: 0, first_break: None };
     let mut connection = client.converse();
     let end = client.read_back(&mut connection);
+    shared.sockets().remove(&number);
     Outcome { history: client.history, end, broken: client.broken, first_break: client.first_break }
 }
 
@@ -171,6 +172,7 @@ impl Client<'_> {
             };
             if let Err(error) = self.request(open, ask) {
                 self.note_break(&error);
+                self.shared.sockets().remove(&self.number);
                 connection = None;
             }
         }
