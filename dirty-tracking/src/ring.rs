@@ -62,7 +62,9 @@ impl DirtyTracker for RingTracker {
     }
 
     fn disable(&mut self) -> Result<(), TrackingError> {
-        self.set_logging(false)
+        self.set_logging(false)?;
+        // A ring left full would stop its vCPU again at once.
+        self.take_all(|_, _, _| Ok(()))
     }
 
     fn collect(&mut self, into: &mut DirtySet) -> Result<(), TrackingError> {

@@ -288,8 +288,6 @@ impl Machine {
     /// When KVM refuses.
     pub fn stop_tracking(&self) -> Result<(), VmmError> {
         lock(&self.tracker).disable()?;
-        // A ring left full would stop its vCPU again at once.
-        lock(&self.tracker).collect(&mut DirtySet::new(&self.layout))?;
         self.rings_have_room();
         Ok(())
     }

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     fn refusal(bytes: u64) -> String {
-        map(&MemoryConfig { bytes, backing: Backing::Anonymous }).err().expect("must be refused").to_string()
+        map(&MemoryConfig { bytes, backing: Backing::Anonymous }).expect_err("must be refused").to_string()
     }
 
     #[test]
