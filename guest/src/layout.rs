@@ -68,7 +68,7 @@ impl Layout {
             start: range.start.max(image_end).next_multiple_of(PAGE),
             end: range.end.min(MOST_ADDRESS) / PAGE * PAGE,
         };
-        let home = ram.iter().find(|range| (range.start..range.end).contains(&image_end)).map(usable)?;
+        let home = ram.iter().find(|range| range.start <= image_end && image_end < range.end).map(usable)?;
         let above = || ram.iter().filter(|range| range.start > image_end).map(usable).filter(|range| !range.is_empty());
         let total = home.len() + above().map(|range| range.len()).sum::<u64>();
         if home.len() < 8 << 20 {
@@ -83,7 +83,8 @@ impl Layout {
         let ledger = Range { start: heap.end, end: heap.end + ledger_len };
         let mut layout = Layout { connections, sockets, heap, ledger, region: [Range::default(); MOST_RANGES] };
         if ledger.end >= home.end {
-            return None;
+            // A ledger for all of it does not fit beside the image: leave the other ranges alone.
+            return if ram.len() > 1 { Layout::plan(&[home], home.start) } else { None };
         }
         let ranges = core::iter::once(Range { start: ledger.end, end: home.end }).chain(above());
         for (slot, range) in layout.region.iter_mut().zip(ranges) {

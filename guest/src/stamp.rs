@@ -32,8 +32,8 @@ pub fn expected(page: u64, iteration: u32, word: usize) -> u64 {
 /// Writes the stamp.
 pub fn stamp(words: &mut [u64; PAGE_WORDS], page: u64, iteration: u32) {
     for line in LINES {
-        for word in line..line + LINE_WORDS {
-            words[word] = expected(page, iteration, word);
+        for (word, slot) in words.iter_mut().enumerate().skip(line).take(LINE_WORDS) {
+            *slot = expected(page, iteration, word);
         }
     }
 }

@@ -86,7 +86,7 @@ pub fn raw_ns(index: usize) -> u64 {
             let ticks = tsc.saturating_sub(copy.tsc_timestamp);
             let shift = u32::from(copy.tsc_shift.unsigned_abs());
             let scaled = if copy.tsc_shift < 0 { u128::from(ticks) >> shift } else { u128::from(ticks) << shift };
-            return copy.system_time.wrapping_add((scaled * u128::from(copy.tsc_to_system_mul) >> 32) as u64);
+            return copy.system_time.wrapping_add(((scaled * u128::from(copy.tsc_to_system_mul)) >> 32) as u64);
         }
         core::hint::spin_loop();
     }

@@ -104,7 +104,8 @@ impl Net {
         if full {
             self.transmit.queue.set_interrupts(true);
         }
-        !self.receive.queue.has_used() && !(full && self.transmit.queue.has_used())
+        let came = self.receive.queue.has_used() || (full && self.transmit.queue.has_used());
+        !came
     }
 
     /// Back to polling.

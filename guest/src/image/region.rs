@@ -31,10 +31,11 @@ static LAYOUT: Global = Global(UnsafeCell::new(None));
 pub fn init(layout: &Layout) {
     let end = layout.region.iter().map(|range| range.end).max().unwrap_or(0);
     let gibs = (end.div_ceil(GIB) as usize).min(MOST_MAPPED);
-    for gib in MAPPED..gibs {
+    for slot in 0..gibs.saturating_sub(MAPPED) {
+        let gib = slot + MAPPED;
         // SAFETY: tables of this vCPU alone; entries go from not present to present, which needs no flush.
         unsafe {
-            let table = &raw mut TABLES.0[gib - MAPPED];
+            let table = &raw mut TABLES.0[slot];
             for (index, entry) in (*table).iter_mut().enumerate() {
                 *entry = (gib as u64 * GIB + ((index as u64) << 21)) | LARGE_PAGE;
             }

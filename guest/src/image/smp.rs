@@ -118,14 +118,14 @@ pub fn start(wanted: usize) {
         let to = core::ptr::with_exposed_provenance_mut::<u8>(boot::TRAMPOLINE as usize);
         core::ptr::copy_nonoverlapping(from, to, end as usize - from as usize);
     }
-    for index in 1..wanted.min(MAX_CPUS) {
+    for (index, online) in ONLINE.iter().enumerate().take(wanted).skip(1) {
         // SAFETY: read by the vCPU that is about to be started; the one before has passed that point.
         unsafe { (&raw mut boot::AP_INDEX).write_volatile(index as u32) };
         cpu::fence();
         apic::reset(index);
         apic::start(index);
         let deadline = clock::raw_ns(0) + MOST_WAIT_NS;
-        while !ONLINE[index].load(Ordering::Acquire) {
+        while !online.load(Ordering::Acquire) {
             if clock::raw_ns(0) > deadline {
                 return;
             }
