@@ -12,6 +12,7 @@ pub mod error;
 pub mod inproc;
 pub mod link;
 mod map;
+pub mod prompt_death;
 pub mod region;
 pub mod staging;
 pub mod tcp;

@@ -38,6 +38,11 @@ impl Map {
         Ok(Map { base, len })
     }
 
+    /// No memory at all, where a value is needed after a failure.
+    pub(crate) fn empty() -> Map {
+        Map { base: NonNull::dangling(), len: 0 }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -49,6 +54,9 @@ impl Map {
 
 impl Drop for Map {
     fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
         // SAFETY: exactly the range mapped in `new`; whoever hands out addresses keeps the `Map` alive as long as they are used.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
