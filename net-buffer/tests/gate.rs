@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use net_buffer::{BufferError, Gate, Held, Limits, NetBuffer, StruckOut};
 use types::{Commit, Epoch, Generation, Output, OutputPort};
@@ -176,7 +176,6 @@ fn closing_the_gate_waits_for_a_frame_that_is_passing() {
             std::thread::yield_now();
         }
         assert!(matches!(buffer.hold(NET, b"y"), Held::Held { .. }), "closed already for the next frame");
-        std::thread::sleep(Duration::from_millis(5));
         let written = Instant::now();
         drop(pass);
         assert!(gating.join().unwrap() >= written);
