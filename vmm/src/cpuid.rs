@@ -10,6 +10,7 @@ use crate::VmmError;
 const LEAF1_ECX_VMX: u32 = 1 << 5;
 const LEAF1_ECX_X2APIC: u32 = 1 << 21;
 const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+const LEAF1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_SVM: u32 = 1 << 2;
@@ -59,6 +60,11 @@ pub(crate) fn for_vcpu(kvm: &Kvm, supported: &CpuId, index: u8, vcpus: u8) -> Cp
         }
     }
     cpuid
+}
+
+/// Whether the guest's CPU has XSAVE.
+pub(crate) fn has_xsave(cpuid: &CpuId) -> bool {
+    cpuid.as_slice().iter().any(|entry| entry.function == 1 && entry.ecx & LEAF1_ECX_XSAVE != 0)
 }
 
 /// A digest of the CPU that the guest sees: primary and standby must agree on it, or a restored guest could meet an instruction that is not there.

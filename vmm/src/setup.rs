@@ -119,9 +119,10 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
     let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
     let tracker = tracking.finish(Arc::clone(&vm), &layout, &fds, Arc::clone(&memory))?;
-    let kit = state_kit(&kvm, &vm, &vcpus)?;
+    let cpuid = cpuid::for_vcpu(&kvm, &cpuid::supported(&kvm)?, 0, config.vcpus);
+    let kit = state_kit(&kvm, &vm, &vcpus, !cpuid::has_xsave(&cpuid))?;
     let tsc_khz = vcpus[0].get_tsc_khz().unwrap_or(0);
-    let cpu_fingerprint = cpuid::fingerprint(&cpuid::for_vcpu(&kvm, &cpuid::supported(&kvm)?, 0, config.vcpus));
+    let cpu_fingerprint = cpuid::fingerprint(&cpuid);
 
     raw::install_kick_handler().map_err(VmmError::io("installing the signal handler"))?;
     let (events_in, events) = bounded(EVENTS_MAX);
@@ -216,7 +217,7 @@ fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmmError
         .collect()
 }
 
-fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd]) -> Result<StateKit, VmmError> {
+fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], fixed_xcr0: bool) -> Result<StateKit, VmmError> {
     let sync = vm.check_extension_int(Cap::SyncRegs).max(0) as u32;
     Ok(StateKit {
         msr_indices: StateKit::usable_msrs(kvm, &vcpus[0])?,
@@ -224,6 +225,7 @@ fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd]) -> Result<StateKit, VmmErro
         sregs2: vm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
         sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,
         tsc_offset: raw::get_tsc_offset(&vcpus[0]).is_ok(),
+        fixed_xcr0,
         several: vcpus.len() > 1,
     })
 }

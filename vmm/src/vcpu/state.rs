@@ -69,6 +69,8 @@ pub(crate) struct StateKit {
     pub sync_regs: bool,
     /// KVM_VCPU_TSC_OFFSET.
     pub tsc_offset: bool,
+    /// The guest's CPU has no XSAVE: KVM then refuses CR4.OSXSAVE, so no instruction of the guest can change XCR0 and it is read only once.
+    pub fixed_xcr0: bool,
     /// More than one vCPU: INIT and SIPI can arrive while a vCPU stands still.
     pub several: bool,
 }
@@ -107,6 +109,8 @@ pub(crate) struct Capturer {
     /// TSC offset and the TSC_ADJUST it was read under: the guest cannot move its TSC without changing that MSR, so the offset (a call of its own) is
     /// read again only when it changed.
     tsc_offset: Option<(u64, u64)>,
+    /// XCR0, where it cannot change.
+    xcrs: Option<kvm_xcrs>,
 }
 
 impl Capturer {
@@ -115,7 +119,7 @@ impl Capturer {
             let entries: Vec<_> = chunk.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
             msrs(&entries)
         });
-        Ok(Capturer { chunks: chunks.collect::<Result<_, _>>()?, kit, tsc_offset: None })
+        Ok(Capturer { chunks: chunks.collect::<Result<_, _>>()?, kit, tsc_offset: None, xcrs: None })
     }
 
     pub(crate) fn kit(&self) -> &StateKit {
@@ -125,6 +129,7 @@ impl Capturer {
     /// Forgets what was cached: the state was set from outside.
     pub(crate) fn state_was_set(&mut self) {
         self.tsc_offset = None;
+        self.xcrs = None;
     }
 
     /// Reads everything. `synced` says that the last `KVM_RUN` left registers and events in the shared page and nothing was set since.
@@ -149,7 +154,11 @@ impl Capturer {
             None
         };
         let xsave = raw::get_xsave(vcpu, self.kit.xsave_size).map_err(VmmError::io("KVM_GET_XSAVE2"))?;
-        let xcrs = vcpu.get_xcrs().map_err(VmmError::kvm("KVM_GET_XCRS"))?;
+        let xcrs = match self.xcrs {
+            Some(xcrs) => xcrs,
+            None => vcpu.get_xcrs().map_err(VmmError::kvm("KVM_GET_XCRS"))?,
+        };
+        self.xcrs = Some(xcrs).filter(|_| self.kit.fixed_xcr0);
         let debug_regs = vcpu.get_debug_regs().map_err(VmmError::kvm("KVM_GET_DEBUGREGS"))?;
         let lapic = vcpu.get_lapic().map_err(VmmError::kvm("KVM_GET_LAPIC"))?;
         // After the LAPIC: a timer that fires in between leaves a deadline of 0, which restore turns into "now"; the other way round it would be lost.
