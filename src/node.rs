@@ -1,8 +1,25 @@
 //! A node: composes the machine, the primary's and the standby's shells, and the events stream. No mechanism lives here.
 
+mod events;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::config::NodeConfig;
+use checkpoint::GuestShape;
+use failover::client::ArbiterClient;
+use failover::core::{Config as RoleConfig, Node};
+use failover::memory::MemoryArbiter;
+use failover::{Arbiter, FileArbiter};
+use net_buffer::Limits;
+use primary::core::Policy;
+use primary::{ConsoleOut, End, OutputPath, PrimaryConfig, Start};
+use replica::{Outcome, ReplicaConfig};
+use transport::TransportError;
+use types::event::{NodeEventKind, Report};
+use vmm::{BootConfig, KernelImage, Machine, Sinks};
+
+use crate::config::{self, Console, NodeConfig, Peering};
 
 /// How a node's life ended in good order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,23 +41,239 @@ pub enum Exit {
 /// Why a node could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The binding to the machinery is not there yet.
-    #[error("not bound to the machinery")]
-    Unbound,
+    /// The primary failed.
+    #[error("primary")]
+    Primary(#[from] primary::PrimaryError),
+    /// The standby failed.
+    #[error("standby")]
+    Replica(#[from] replica::ReplicaError),
+    /// The machine cannot be made or booted.
+    #[error("machine")]
+    Machine(#[from] vmm::VmmError),
+    /// The replication port cannot be had.
+    #[error("replication port")]
+    Transport(#[from] TransportError),
+    /// The arbiter does not grant the guest to this node.
+    #[error("not granted: {0}")]
+    Refused(String),
+    /// The output buffer cannot be made.
+    #[error("output buffer")]
+    Output(#[from] net_buffer::BufferError),
+    /// A file cannot be opened.
+    #[error("opening {what} {path}: {source}; check the path and its permissions")]
+    Open {
+        /// "events file", "console file".
+        what: &'static str,
+        /// The path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The host refuses a thread or random numbers.
+    #[error("the host refused {what}: {source}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configuration names the wrong part.
+    #[error("this configuration is not that of a {0}")]
+    WrongPart(&'static str),
 }
 
 /// Runs a primary until its guest ends, it is fenced, or `shutdown` is set.
 ///
 /// # Errors
 /// Whatever keeps the machine from being made, booted or protected.
-pub fn run_primary(_config: &NodeConfig, _shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    Err(NodeError::Unbound)
+pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    let report = events::open(config.events.as_ref())?;
+    let (mut machine, output) = machine(config)?;
+    let arbiter: Box<dyn Arbiter> = match &config.peering {
+        Peering::Alone => Box::new(MemoryArbiter::default()),
+        Peering::Primary { arbiter, .. } => open_arbiter(arbiter, config),
+        Peering::Standby { .. } => return Err(NodeError::WrongPart("primary")),
+    };
+    let arbiter = client(arbiter)?;
+    let mut node = node(config);
+    match primary::start(&mut node, &arbiter, false, &report, shutdown) {
+        Start::Granted => {}
+        Start::Refused(reason) => return Err(NodeError::Refused(reason)),
+        Start::Interrupted => return Ok(Exit::Interrupted),
+    }
+    let kernel = match &config.machine.kernel {
+        config::Kernel::BuiltIn => KernelImage::Bytes(guest::IMAGE),
+        config::Kernel::File(path) => KernelImage::Path(path.clone()),
+    };
+    machine.boot(&BootConfig { kernel, initramfs: config.machine.initramfs.clone(), cmdline: config.machine.cmdline.clone() })?;
+    machine.start()?;
+    report(NodeEventKind::Ready);
+    let machine = Arc::new(machine);
+    lead(Leading { config, machine, output, node, arbiter, report }, shutdown)
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
 ///
 /// # Errors
 /// Whatever keeps the machine from being made or the standby from listening.
-pub fn run_standby(_config: &NodeConfig, _shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    Err(NodeError::Unbound)
+pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    let report = events::open(config.events.as_ref())?;
+    let Peering::Standby { arbiter, listen, .. } = &config.peering else {
+        return Err(NodeError::WrongPart("standby"));
+    };
+    let (machine, output) = machine(config)?;
+    let setup = replica::Setup {
+        node: node(config),
+        arbiter: client(open_arbiter(arbiter, config))?,
+        listener: transport::tcp::Listener::bind(listen)?,
+        report: Arc::clone(&report),
+        config: ReplicaConfig {
+            vm: config.vm.clone(),
+            node: config.node.clone(),
+            shape: shape(config, &machine),
+            heartbeat_ns: config.heartbeat.interval.as_nanos() as u64,
+            bound_ns: config.heartbeat.bound.as_nanos() as u64,
+            verify_memory: config.verify_memory,
+        },
+        machine,
+    };
+    match replica::run(setup, shutdown)? {
+        Outcome::Interrupted => Ok(Exit::Interrupted),
+        Outcome::Activated(active) => {
+            let replica::Activated { machine, node, arbiter } = *active;
+            lead(Leading { config, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
+        }
+    }
 }
+
+struct Leading<'a> {
+    config: &'a NodeConfig,
+    machine: Arc<Machine>,
+    output: Arc<OutputPath>,
+    node: Node,
+    arbiter: ArbiterClient,
+    report: Report,
+}
+
+/// The life of a primary whose machine runs.
+fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    let Leading { config, machine, output, node, arbiter, report } = leading;
+    if config.console == Console::Stdio {
+        console_input(&machine)?;
+    }
+    let standby = match &config.peering {
+        Peering::Alone => None,
+        Peering::Primary { standby, .. } | Peering::Standby { standby, .. } => *standby,
+    };
+    let epochs = &config.epochs;
+    let setup = primary::Setup {
+        config: PrimaryConfig {
+            vm: config.vm.clone(),
+            node: config.node.clone(),
+            shape: shape(config, &machine),
+            standby,
+            heartbeat_ns: config.heartbeat.interval.as_nanos() as u64,
+            bound_ns: config.heartbeat.bound.as_nanos() as u64,
+            policy: Policy {
+                output_wait_ns: epochs.output_wait.as_nanos() as u64,
+                dirty_budget_pages: epochs.dirty_budget_pages,
+                longest_ns: epochs.longest_interval.as_nanos() as u64,
+                max_in_flight: usize::from(epochs.max_in_flight),
+                ..Policy::default()
+            },
+            delta_pages: (config.delta_cache_bytes / types::PAGE_SIZE as u64) as usize,
+            verify_memory: config.verify_memory,
+        },
+        machine,
+        output,
+        node,
+        arbiter,
+        report,
+    };
+    Ok(match primary::run(setup, shutdown)? {
+        End::GuestStopped(reason) => Exit::GuestStopped { reason },
+        End::Fenced(reason) => Exit::Fenced { reason },
+        End::Interrupted => Exit::Interrupted,
+    })
+}
+
+fn machine(config: &NodeConfig) -> Result<(Machine, Arc<OutputPath>), NodeError> {
+    let output = OutputPath::new(Limits::default(), console_output(&config.console)?)?;
+    let sinks = Sinks { frames: Arc::clone(&output) as Arc<dyn vmm::FrameSink>, console: Arc::clone(&output) as Arc<dyn vmm::ConsoleSink> };
+    let shape = &config.machine;
+    let machine = Machine::new(
+        &vmm::MachineConfig {
+            memory: vmm::MemoryConfig {
+                bytes: shape.memory.bytes(),
+                backing: match shape.backing {
+                    config::Backing::Anonymous => vmm::Backing::Anonymous,
+                    config::Backing::Memfd => vmm::Backing::Memfd,
+                    config::Backing::Hugepages => vmm::Backing::HugePages,
+                },
+            },
+            vcpus: shape.vcpus,
+            nets: shape.nets.iter().map(|net| vmm::NetConfig { tap: net.tap.clone(), mac: net.mac }).collect(),
+            dirty: match config.dirty_tracking {
+                config::DirtyTracking::Auto => dirty_tracking::Choice::Auto,
+                config::DirtyTracking::Bitmap => dirty_tracking::Choice::Bitmap,
+                config::DirtyTracking::Ring => dirty_tracking::Choice::Ring,
+            },
+        },
+        sinks,
+    )?;
+    output.connect((0..shape.nets.len() as u8).filter_map(|port| machine.tap_writer(port)).collect());
+    Ok((machine, output))
+}
+
+fn shape(config: &NodeConfig, machine: &Machine) -> GuestShape {
+    GuestShape {
+        memory_bytes: config.machine.memory.bytes(),
+        vcpus: u32::from(config.machine.vcpus),
+        nets: config.machine.nets.iter().map(|net| net.mac).collect(),
+        cpu: format!("{:016x}", machine.cpu_fingerprint()),
+    }
+}
+
+fn node(config: &NodeConfig) -> Node {
+    // Tells this process from an earlier one of the same name; a repeat would take two starts in the same nanosecond with the same seed.
+    let instance = rand::random();
+    Node::new(RoleConfig::new(config.node.clone(), instance))
+}
+
+fn open_arbiter(arbiter: &config::Arbiter, config: &NodeConfig) -> Box<dyn Arbiter> {
+    match arbiter {
+        config::Arbiter::File(path) => Box::new(FileArbiter::new(path.clone(), config.vm.clone())),
+    }
+}
+
+fn client(arbiter: Box<dyn Arbiter>) -> Result<ArbiterClient, NodeError> {
+    ArbiterClient::spawn(arbiter).map_err(|source| NodeError::Host { what: "a thread for the arbiter", source })
+}
+
+fn console_output(console: &Console) -> Result<ConsoleOut, NodeError> {
+    Ok(match console {
+        Console::None => Box::new(std::io::sink()),
+        Console::Stdio => Box::new(std::io::stdout()),
+        Console::File(path) => {
+            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+            Box::new(file.map_err(|source| NodeError::Open { what: "console file", path: path.display().to_string(), source })?)
+        }
+    })
+}
+
+/// Bytes from standard input to the guest's serial port, until either ends.
+fn console_input(machine: &Arc<Machine>) -> Result<(), NodeError> {
+    let machine = Arc::downgrade(machine);
+    let body = move || {
+        let mut bytes = [0; 256];
+        while let Ok(count) = std::io::stdin().lock().read(&mut bytes) {
+            let (true, Some(machine)) = (count > 0, machine.upgrade()) else { break };
+            machine.console_input(&bytes[..count]);
+        }
+    };
+    let spawned = std::thread::Builder::new().name("console".to_owned()).spawn(body);
+    spawned.map(drop).map_err(|source| NodeError::Host { what: "a thread for the console", source })
+}
+
+/// Something events can be written to.
+type Stream = Box<dyn Write + Send>;

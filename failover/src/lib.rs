@@ -9,6 +9,7 @@ pub mod client;
 pub mod core;
 pub mod detector;
 pub mod file;
+pub mod memory;
 pub mod record;
 
 pub use crate::arbiter::{Arbiter, ArbiterError, Swap};

@@ -23,10 +23,12 @@ mod output;
 mod run;
 mod sender;
 mod shared;
+mod start;
 mod stats;
 mod sync;
 
 pub use capture::{CaptureBuffer, Captured, capture};
 pub use error::PrimaryError;
 pub use output::{ConsoleOut, OutputPath};
+pub use start::{Start, start};
 pub use run::{End, PrimaryConfig, Setup, run};

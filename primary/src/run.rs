@@ -133,7 +133,6 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         machine: Arc::clone(&setup.machine),
         output: Arc::clone(&setup.output),
         report: Arc::clone(&setup.report),
-        me: setup.config.node.clone(),
         pipeline,
         epoch: orders_tx,
         role: news_tx,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam::channel::{Sender, TrySendError};
 use types::clock::monotonic_ns;
 use types::event::Report;
-use types::{Epoch, Generation, NodeId};
+use types::{Epoch, Generation};
 use vmm::Machine;
 
 use crate::core::{Action, EndReason, Event, HoldReason, Pipeline};
@@ -73,7 +73,6 @@ pub(crate) struct Shared {
     pub(crate) flights: Mutex<Flights>,
     pub(crate) stats: Stats,
     pub(crate) report: Report,
-    pub(crate) me: NodeId,
     pipeline: Mutex<Pipeline>,
     epoch: Sender<Order>,
     role: Sender<News>,
@@ -88,7 +87,6 @@ pub(crate) struct Made {
     pub(crate) machine: Arc<Machine>,
     pub(crate) output: Arc<OutputPath>,
     pub(crate) report: Report,
-    pub(crate) me: NodeId,
     pub(crate) pipeline: Pipeline,
     pub(crate) epoch: Sender<Order>,
     pub(crate) role: Sender<News>,
@@ -109,7 +107,6 @@ impl Shared {
             flights,
             stats: Stats::default(),
             report: made.report,
-            me: made.me,
             pipeline: Mutex::new(made.pipeline),
             epoch: made.epoch,
             role: made.role,

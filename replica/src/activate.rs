@@ -1,0 +1,56 @@
+//! Activation: from a grant to a running guest.
+//!
+//! Lives here: the steps, in their order. Not here: the right to take them (`failover::core`). Guards S2 (only from the activation point, wholly applied) and S5
+//! (restore before start; the machine moves its clock forward and signals every queue).
+
+use crossbeam::channel::bounded;
+use types::{Output, OutputPort};
+use vmm::{Machine, MachineState};
+
+use crate::apply::{Held, Job};
+use crate::error::ReplicaError;
+use crate::shared::Shared;
+
+/// What activation started from.
+pub(crate) struct Started {
+    pub(crate) epoch: types::Epoch,
+    /// Committed frames that were sent again.
+    pub(crate) resent: usize,
+}
+
+/// Brings the machine to the activation point and starts it.
+pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started, ReplicaError> {
+    let (answer, held) = bounded(1);
+    // Everything committed was handed to the apply thread before: when this is answered, it is in guest memory.
+    shared.apply(Job::Yield(answer));
+    let held = held.recv().unwrap_or_default();
+    let (point, ready, committed, applied) = {
+        let staging = shared.staging();
+        (staging.activation_point(), staging.ready(), staging.committed(), staging.applied())
+    };
+    if !ready || point != Some(held.epoch) {
+        return Err(ReplicaError::NothingToActivate { committed, applied });
+    }
+    let state: MachineState =
+        checkpoint::codec::decode(&held.machine).map_err(|source| ReplicaError::State { epoch: held.epoch, source })?;
+    machine.restore(&state)?;
+    let resent = resend(machine, &held);
+    machine.start()?;
+    for (port, frame) in machine.announcements() {
+        write(machine, port, &frame);
+    }
+    Ok(Started { epoch: held.epoch, resent })
+}
+
+/// Sends again what is committed and may not have left the primary. Duplicates are harmless to TCP; console bytes are not sent twice.
+fn resend(machine: &Machine, held: &Held) -> usize {
+    let frames = held.output.iter().filter_map(|output: &Output| match output.port {
+        OutputPort::Net(port) => Some((port, &output.bytes)),
+        OutputPort::Console => None,
+    });
+    frames.filter(|(port, frame)| write(machine, *port, frame)).count()
+}
+
+fn write(machine: &Machine, port: u8, frame: &[u8]) -> bool {
+    machine.tap_writer(port).is_some_and(|tap| tap.write_frame(frame))
+}

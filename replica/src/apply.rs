@@ -1,0 +1,160 @@
+//! The apply thread: brings verified pages into guest memory, in order, off the commit path.
+//!
+//! Lives here: writing pages, and remembering what the newest applied epoch left (machine state, recent output). Not here: what may be applied (only what
+//! [`crate::core`] let pass comes here). Guards S2: an epoch is applied whole or the standby counts as spoilt, and never activates.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use checkpoint::digest::page_digest;
+use checkpoint::{CompleteEpoch, GuestMap, MemoryDigest, Part, Record};
+use crossbeam::channel::{Receiver, Sender};
+use transport::Slot;
+use types::{Epoch, Gfn, Output, PAGE_SIZE};
+use vm_memory::{Bytes, GuestAddress};
+use vmm::GuestMemory;
+
+use crate::core::Event;
+use crate::error::ReplicaError;
+use crate::shared::Shared;
+
+/// Output of so many of the newest epochs is kept to be sent again: more than a primary can have in flight, so everything that is committed and perhaps
+/// not released is among it.
+const KEPT_EPOCHS: usize = 32;
+
+/// Work for the apply thread.
+pub(crate) enum Job {
+    /// A stretch of the first copy.
+    Sync(Slot),
+    /// A committed epoch.
+    Epoch(Box<CompleteEpoch<Slot>>),
+    /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
+    Compare(Box<MemoryDigest>, Sender<Result<(), String>>),
+    /// A new primary: forget what the last one left.
+    Forget,
+    /// Answer with what is held, after everything before is applied.
+    Yield(Sender<Held>),
+}
+
+/// What the newest applied epoch left.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) epoch: Epoch,
+    pub(crate) machine: Vec<u8>,
+    /// Output of the newest epochs, in order: it may not have left the primary.
+    pub(crate) output: Vec<Output>,
+}
+
+struct Applier {
+    shared: Arc<Shared>,
+    memory: Arc<GuestMemory>,
+    epoch: Epoch,
+    machine: Vec<u8>,
+    output: VecDeque<Vec<Output>>,
+    page: Box<[u8; PAGE_SIZE]>,
+}
+
+/// Runs until nobody can send work any more.
+pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver<Job>) {
+    let (machine, output, page) = (Vec::new(), VecDeque::new(), Box::new([0; PAGE_SIZE]));
+    let mut applier = Applier { shared, memory, epoch: Epoch::NONE, machine, output, page };
+    for job in jobs {
+        match job {
+            Job::Sync(slot) => {
+                if let Err(error) = applier.part(&slot) {
+                    applier.spoilt(Epoch::NONE, &error);
+                }
+            }
+            Job::Epoch(complete) => applier.epoch(*complete),
+            Job::Compare(theirs, answer) => {
+                let _ = answer.send(applier.compare(&theirs));
+            }
+            Job::Forget => {
+                applier.epoch = Epoch::NONE;
+                applier.machine.clear();
+                applier.output.clear();
+            }
+            Job::Yield(answer) => {
+                let held = Held {
+                    epoch: applier.epoch,
+                    machine: std::mem::take(&mut applier.machine),
+                    output: applier.output.drain(..).flatten().collect(),
+                };
+                let _ = answer.send(held);
+            }
+        }
+    }
+}
+
+impl Applier {
+    fn epoch(&mut self, complete: CompleteEpoch<Slot>) {
+        let epoch = complete.epoch;
+        for slot in complete.parts {
+            if let Err(error) = self.part(&slot) {
+                self.spoilt(epoch, &error);
+                return;
+            }
+        }
+        self.epoch = epoch;
+        self.machine = complete.tail.machine;
+        if self.output.len() == KEPT_EPOCHS {
+            self.output.pop_front();
+        }
+        self.output.push_back(complete.tail.output);
+        // The staging machine gives no fault for this event.
+        let _ = self.shared.raise(Event::Applied { epoch });
+    }
+
+    fn part(&mut self, slot: &Slot) -> Result<(), ReplicaError> {
+        // Verified when it came; cut again rather than kept, because a part borrows its slot.
+        let part = Part::reparse(slot, &self.shared.map)
+            .map_err(|error| ReplicaError::Page { gfn: Gfn(0), reason: format!("the part changed after it was verified: {error}") })?;
+        for record in part.records() {
+            self.record(&record)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: &Record<'_>) -> Result<(), ReplicaError> {
+        let gfn = record.gfn();
+        let at = GuestAddress(gfn.address());
+        let wrap = |error: vm_memory::GuestMemoryError| ReplicaError::Page { gfn, reason: error.to_string() };
+        match record {
+            Record::Raw(_, page) => self.memory.write_slice(*page, at).map_err(wrap),
+            Record::Zero(_) => {
+                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
+                // Memory that was never touched reads as zeros: it stays untouched.
+                if self.page.iter().all(|byte| *byte == 0) {
+                    return Ok(());
+                }
+                self.memory.write_slice(&[0; PAGE_SIZE], at).map_err(wrap)
+            }
+            Record::Delta(_, delta) => {
+                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
+                delta.apply(&mut self.page);
+                self.memory.write_slice(&self.page[..], at).map_err(wrap)
+            }
+        }
+    }
+
+    fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {
+        let ours = self.digest(&self.shared.map.clone())?;
+        ours.compare(theirs).map_err(|difference| difference.to_string())
+    }
+
+    fn digest(&mut self, map: &GuestMap) -> Result<MemoryDigest, String> {
+        let mut failed = None;
+        let digest = MemoryDigest::of_digests(map, |gfn| {
+            if let Err(error) = self.memory.read_slice(&mut self.page[..], GuestAddress(gfn.address())) {
+                failed = Some(format!("page {gfn} cannot be read: {error}"));
+            }
+            page_digest(&self.page)
+        });
+        failed.map_or(Ok(digest), Err)
+    }
+
+    fn spoilt(&self, epoch: Epoch, error: &ReplicaError) {
+        tracing::error!(%epoch, %error, "guest memory is of no epoch any more; this standby will not activate");
+        let _ = self.shared.raise(Event::ApplyFailed { epoch });
+    }
+}

@@ -1,0 +1,49 @@
+//! The control thread of one link: what the primary says beside pages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use checkpoint::message::{self, Message};
+use transport::ControlReceiver;
+use types::clock::monotonic_ns;
+
+use crate::data::LINK_POLL;
+use crate::shared::{News, Shared};
+
+/// What the thread is made from.
+pub(crate) struct ControlThread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) link: u64,
+    pub(crate) receiver: Box<dyn ControlReceiver>,
+    pub(crate) gone: Arc<AtomicBool>,
+}
+
+/// Runs until the link fails or is not wanted any more.
+pub(crate) fn run(mut thread: ControlThread) {
+    while !thread.gone.load(Ordering::Acquire) {
+        let cause = match thread.receiver.receive(LINK_POLL) {
+            Ok(None) => continue,
+            Ok(Some(bytes)) => match thread.take(&bytes) {
+                Ok(()) => continue,
+                Err(cause) => cause,
+            },
+            Err(error) => error.to_string(),
+        };
+        thread.shared.tell(News::LinkLost { link: thread.link, cause });
+        return;
+    }
+}
+
+impl ControlThread {
+    fn take(&self, bytes: &[u8]) -> Result<(), String> {
+        let link = self.link;
+        match message::decode(bytes).map_err(|error| error.to_string())? {
+            Message::Heartbeat { .. } => {}
+            Message::Recorded { generation } => self.shared.tell(News::Recorded { link, generation }),
+            Message::Shutdown { reason } => self.shared.tell(News::PeerShutdown { link, reason }),
+            other => return Err(format!("the primary sent {other:?} where only heartbeats, Recorded and Shutdown can come")),
+        }
+        self.shared.heard_ns.store(monotonic_ns(), Ordering::Release);
+        Ok(())
+    }
+}

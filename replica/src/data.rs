@@ -1,0 +1,119 @@
+//! The data thread of one link: parts in, verified, assembled, committed.
+//!
+//! Lives here: the way of a part from its slot to a commit. Not here: applying (`apply.rs`). Guards S2: nothing is believed before its digest is right, nothing is
+//! committed before it is whole.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use checkpoint::{Assembler, CompleteEpoch, Part, PartKind};
+use crossbeam::channel::bounded;
+use transport::{ControlSender, DataReceiver, Slot};
+use types::{Epoch, Generation};
+
+use crate::apply::Job;
+use crate::core::Event;
+use crate::shared::{News, Shared};
+
+/// How often a wait looks whether the link is still wanted.
+pub(crate) const LINK_POLL: Duration = Duration::from_millis(20);
+
+/// What the thread is made from.
+pub(crate) struct DataThread {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) link: u64,
+    pub(crate) generation: Generation,
+    pub(crate) receiver: Box<dyn DataReceiver>,
+    pub(crate) control: Arc<dyn ControlSender>,
+    pub(crate) gone: Arc<AtomicBool>,
+    pub(crate) verify_memory: bool,
+}
+
+/// Runs until the link fails or is not wanted any more.
+pub(crate) fn run(mut thread: DataThread) {
+    let mut assembler = Assembler::new(thread.generation);
+    while !thread.gone.load(Ordering::Acquire) {
+        let cause = match thread.receiver.receive(LINK_POLL) {
+            Ok(None) => continue,
+            Ok(Some(slot)) => match thread.take(slot, &mut assembler) {
+                Ok(()) => continue,
+                Err(cause) => cause,
+            },
+            Err(error) => error.to_string(),
+        };
+        thread.shared.tell(News::LinkLost { link: thread.link, cause });
+        return;
+    }
+}
+
+impl DataThread {
+    fn take(&self, slot: Slot, assembler: &mut Assembler<Slot>) -> Result<(), String> {
+        let shared = &self.shared;
+        let part = match Part::parse(&slot, &shared.map) {
+            Ok(part) => part,
+            Err(error) => {
+                tracing::error!(%error, "a part is refused");
+                let _ = shared.raise(Event::Corrupt { what: error.to_string() });
+                return Err(error.to_string());
+            }
+        };
+        let header = *part.header();
+        if header.kind == PartKind::Sync {
+            assembler.sync(&part).map_err(|error| self.refused(&error.to_string()))?;
+            shared.raise(Event::SyncPart).map_err(|fault| fault.to_string())?;
+            shared.apply(Job::Sync(slot));
+            return Ok(());
+        }
+        let admitted = assembler.admit(&part).map_err(|error| self.refused(&error.to_string()))?;
+        let verified = Event::PartVerified { generation: header.generation, epoch: header.epoch };
+        shared.raise(verified).map_err(|fault| fault.to_string())?;
+        match assembler.keep(slot, admitted).map_err(|error| self.refused(&error.to_string()))? {
+            Some(complete) => self.complete(complete),
+            None => Ok(()),
+        }
+    }
+
+    fn complete(&self, complete: CompleteEpoch<Slot>) -> Result<(), String> {
+        let (shared, epoch) = (&self.shared, complete.epoch);
+        let memory = complete.tail.memory.clone();
+        if epoch == Epoch::NONE.next() {
+            let (done, answered) = bounded(1);
+            shared.tell(News::FirstEpoch { link: self.link, complete, done });
+            // Answered, or dropped with the link: later epochs must not be committed before this one.
+            let _ = answered.recv();
+        } else {
+            shared.commit(complete, self.control.as_ref())?;
+        }
+        match memory {
+            Some(memory) if self.verify_memory => self.verify(epoch, Box::new(memory)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Compares all of guest memory with the primary's after the epoch is applied. The next epoch waits: this is for tests and for finding faults.
+    fn verify(&self, epoch: Epoch, memory: Box<checkpoint::MemoryDigest>) -> Result<(), String> {
+        while self.shared.staging().applied() < epoch {
+            if self.gone.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        let (answer, difference) = bounded(1);
+        self.shared.apply(Job::Compare(memory, answer));
+        match difference.recv() {
+            Ok(Err(difference)) => {
+                tracing::error!(%epoch, difference, "the standby's memory is not the primary's");
+                let _ = self.shared.raise(Event::ApplyFailed { epoch });
+                Err(format!("memory differs at epoch {epoch}: {difference}"))
+            }
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
+    fn refused(&self, why: &str) -> String {
+        tracing::error!(why, "a part is refused");
+        let _ = self.shared.raise(Event::Corrupt { what: why.to_owned() });
+        why.to_owned()
+    }
+}

@@ -1,0 +1,52 @@
+//! What ends a standby, or keeps it from starting. The loss of a primary is not an error.
+
+use checkpoint::{codec::CodecError, message::MessageError};
+use transport::TransportError;
+use types::{Epoch, Gfn};
+use vmm::VmmError;
+
+/// Why a standby cannot go on, or why one of its steps failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] VmmError),
+    /// The link failed.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A control message could not be made or read.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// The host gives no thread.
+    #[error("starting the {name} thread: {source}; the host's limit on threads may be reached (ulimit -u)")]
+    Thread {
+        /// Which thread.
+        name: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A page could not be written.
+    #[error("page {gfn} cannot be written to guest memory: {reason}")]
+    Page {
+        /// The page.
+        gfn: Gfn,
+        /// Why.
+        reason: String,
+    },
+    /// Granted, but there is nothing whole to activate from.
+    #[error("granted, but no whole epoch is applied (committed {committed}, applied {applied}); the guest is lost on this node")]
+    NothingToActivate {
+        /// Newest committed epoch.
+        committed: Epoch,
+        /// Newest applied one.
+        applied: Epoch,
+    },
+    /// The machine state of the activation point cannot be read.
+    #[error("the machine state of epoch {epoch} cannot be read: {source}")]
+    State {
+        /// The epoch.
+        epoch: Epoch,
+        /// Why.
+        source: CodecError,
+    },
+}

@@ -1,0 +1,205 @@
+//! The greeter: meets every connection to the replication port and lets the right primary in.
+//!
+//! Lives here: Hello and its answers. Not here: bytes that are not the protocol (the transport's listener closes those). Guards S5 (a state is only taken from a machine
+//! of the same shape) and S7 (a stranger is refused with a reason, and costs a bounded time).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
+use checkpoint::GuestShape;
+use transport::tcp::Listener;
+use transport::{Geometry, Staging, StandbyLink, StandbyPending};
+use types::{Generation, NodeId, VmId};
+
+use crate::error::ReplicaError;
+use crate::shared::{News, Shared};
+
+/// How often the thread looks whether it should end.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a primary may take for its Hello: it says it at once.
+const HELLO: Duration = Duration::from_secs(1);
+
+/// A primary that was let in.
+pub(crate) struct Linked {
+    pub(crate) hello: Hello,
+    pub(crate) link: StandbyLink,
+}
+
+/// Who this standby is, and whether it can be linked to.
+pub(crate) struct Door {
+    pub(crate) vm: VmId,
+    pub(crate) node: NodeId,
+    pub(crate) shape: GuestShape,
+    pub(crate) verify_memory: bool,
+    pub(crate) geometry: Geometry,
+    /// No primary is linked, and none has been lost that may have to be replaced.
+    pub(crate) open: AtomicBool,
+    /// The newest generation this node has seen.
+    pub(crate) generation: AtomicU64,
+    /// The thread should end.
+    pub(crate) closed: AtomicBool,
+}
+
+/// Runs until the door is closed for good.
+pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
+    let mut staging = None;
+    while !door.closed.load(Ordering::Acquire) {
+        match listener.accept(POLL) {
+            Ok(None) => {}
+            Ok(Some(pending)) => {
+                let peer = pending.peer.clone();
+                if let Err(error) = meet(shared, door, pending, &mut staging) {
+                    tracing::warn!(peer, %error, "a primary could not be linked");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the replication port cannot be listened on any more");
+                return;
+            }
+        }
+    }
+}
+
+fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, staging: &mut Option<Arc<Staging>>) -> Result<(), ReplicaError> {
+    let Some(bytes) = pending.control_rx.receive(HELLO)? else {
+        return refuse(pending, "no Hello came in time".to_owned());
+    };
+    let hello = match message::decode(&bytes) {
+        Ok(Message::Hello(hello)) => hello,
+        Ok(_) => return refuse(pending, "the first message must be a Hello".to_owned()),
+        Err(error) => return refuse(pending, error.to_string()),
+    };
+    if let Some(reason) = objection(door, &hello) {
+        return refuse(pending, reason);
+    }
+    let staging = match staging {
+        Some(staging) => Arc::clone(staging),
+        None => Arc::clone(staging.insert(Staging::new(door.geometry)?)),
+    };
+    let welcome = Welcome { node: door.node.clone(), slots: door.geometry.slots, slot_bytes: door.geometry.slot_bytes };
+    pending.control_tx.send(&message::encode(&Message::Welcome(welcome))?)?;
+    let link = pending.open_data(staging)?;
+    door.open.store(false, Ordering::Release);
+    shared.tell(News::Linked(Linked { hello, link }));
+    Ok(())
+}
+
+/// Why this primary cannot be let in, in words for its operator.
+fn objection(door: &Door, hello: &Hello) -> Option<String> {
+    let newest = Generation(door.generation.load(Ordering::Acquire));
+    if hello.protocol != PROTOCOL {
+        return Some(format!("protocol {} is spoken there, {PROTOCOL} here: run the same lockstep on both hosts", hello.protocol));
+    }
+    if hello.vm != door.vm {
+        return Some(format!("this standby is for VM {}, not for {}", door.vm, hello.vm));
+    }
+    if hello.node == door.node {
+        return Some(format!("both nodes are named {}: give each a name of its own", door.node));
+    }
+    if hello.generation < newest {
+        return Some(format!("generation {} is over, generation {newest} runs", hello.generation));
+    }
+    if let Some(difference) = door.shape.mismatch(&hello.shape) {
+        return Some(format!("the machines differ (here is the standby): {difference}"));
+    }
+    if hello.verify_memory != door.verify_memory {
+        return Some("--verify-memory must be given to both nodes or to neither".to_owned());
+    }
+    if !door.open.load(Ordering::Acquire) {
+        return Some("this standby serves another primary".to_owned());
+    }
+    None
+}
+
+fn refuse(pending: StandbyPending, reason: String) -> Result<(), ReplicaError> {
+    tracing::warn!(peer = pending.peer, reason, "a primary is refused");
+    Ok(pending.reject(&message::encode(&Message::Refuse { reason })?)?)
+}
+
+/// Staging for a guest of so many pages: room for an epoch that changes all of it, so that any epoch fits, and some more for epochs in flight.
+pub(crate) fn geometry(pages: u64) -> Geometry {
+    /// Slots of 1 MiB: 255 raw pages, so that a part's digest is checked while the next is on its way.
+    const SLOT_BYTES: u32 = 1 << 20;
+    /// Slots beyond one whole guest: small epochs in flight or being applied take one each.
+    const SPARE: u64 = 64;
+    let mut slot_bytes = SLOT_BYTES;
+    loop {
+        let per_slot = checkpoint::wire::pages_per_part(slot_bytes as usize, 0) as u64;
+        let slots = pages.div_ceil(per_slot.max(1)) + SPARE;
+        if slots <= u64::from(transport::link::MAX_SLOTS) {
+            return Geometry { slots: slots as u32, slot_bytes };
+        }
+        slot_bytes *= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> Hello {
+        let shape = GuestShape { memory_bytes: 1 << 28, vcpus: 1, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: "c".to_owned() };
+        Hello {
+            protocol: PROTOCOL,
+            vm: VmId("vm".to_owned()),
+            node: NodeId("a".to_owned()),
+            generation: Generation(3),
+            shape,
+            verify_memory: false,
+        }
+    }
+
+    fn door() -> Door {
+        Door {
+            vm: VmId("vm".to_owned()),
+            node: NodeId("b".to_owned()),
+            shape: hello().shape,
+            verify_memory: false,
+            geometry: geometry(1 << 16),
+            open: AtomicBool::new(true),
+            generation: AtomicU64::new(3),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    #[test]
+    fn the_right_primary_is_let_in() {
+        assert_eq!(objection(&door(), &hello()), None);
+    }
+
+    #[test]
+    fn every_wrong_primary_is_told_what_is_wrong() {
+        let wrong: [(&str, fn(&mut Hello)); 6] = [
+            ("VM", |h| h.vm = VmId("other".to_owned())),
+            ("named", |h| h.node = NodeId("b".to_owned())),
+            ("is over", |h| h.generation = Generation(2)),
+            ("memory", |h| h.shape.memory_bytes = 1),
+            ("CPU", |h| h.shape.cpu = "d".to_owned()),
+            ("verify", |h| h.verify_memory = true),
+        ];
+        for (word, change) in wrong {
+            let mut hello = hello();
+            change(&mut hello);
+            let objection = objection(&door(), &hello).unwrap();
+            assert!(objection.contains(word), "{objection}");
+        }
+    }
+
+    #[test]
+    fn a_second_primary_is_refused() {
+        let door = door();
+        door.open.store(false, Ordering::Release);
+        assert!(objection(&door, &hello()).is_some());
+    }
+
+    #[test]
+    fn any_epoch_fits_the_staging() {
+        for pages in [1, 1 << 14, 1 << 18, 1 << 22, 1 << 25] {
+            let geometry = geometry(pages).validate().unwrap();
+            let per_slot = checkpoint::wire::pages_per_part(geometry.slot_bytes as usize, 0) as u64;
+            assert!(u64::from(geometry.slots) * per_slot > pages, "{pages}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The role thread: the life of a standby, until it is granted the guest or told to end.
+//!
+//! Lives here: the loop around `failover::core` and the carrying out of its actions, in order. Not here: decisions. Guards S3: the staging machine is told to stop
+//! committing before the arbiter is asked, because that is the order of the core's actions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use checkpoint::message::{self, Message};
+use checkpoint::{CompleteEpoch, GuestMap, GuestShape};
+use crossbeam::channel::{Receiver, bounded, unbounded};
+use failover::client::ArbiterClient;
+use failover::core::{Action, Event as RoleEvent, Node};
+use failover::{Detector, Verdict};
+use transport::tcp::Listener;
+use transport::{ControlSender, Slot};
+use types::clock::monotonic_ns;
+use types::event::{NodeEventKind, Report};
+use types::{Epoch, Generation, NodeId, VmId};
+use vmm::Machine;
+
+use crate::activate::activate;
+use crate::apply::{self, Job};
+use crate::control::{self, ControlThread};
+use crate::core::{Event, Standby};
+use crate::data::{self, DataThread};
+use crate::error::ReplicaError;
+use crate::greet::{self, Door, Linked};
+use crate::shared::{News, Shared};
+
+/// Work for the apply thread that may wait; each holds a staging slot, which bounds it from below as well.
+const APPLY_QUEUE: usize = 1024;
+
+/// What a standby is told besides its machine.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// The VM's name.
+    pub vm: VmId,
+    /// This node's name.
+    pub node: NodeId,
+    /// What a primary must match.
+    pub shape: GuestShape,
+    /// Time between heartbeats, nanoseconds.
+    pub heartbeat_ns: u64,
+    /// Silence that means gone, nanoseconds.
+    pub bound_ns: u64,
+    /// Compare all of memory at every epoch.
+    pub verify_memory: bool,
+}
+
+/// Everything a standby works with.
+pub struct Setup {
+    /// A machine that never ran.
+    pub machine: Machine,
+    /// The role machine, not started.
+    pub node: Node,
+    /// The arbiter.
+    pub arbiter: ArbiterClient,
+    /// The replication port.
+    pub listener: Listener,
+    /// Where events go.
+    pub report: Report,
+    /// Options.
+    pub config: ReplicaConfig,
+}
+
+/// A standby that has become a primary: its machine runs, its node has the grant.
+pub struct Activated {
+    /// The running machine.
+    pub machine: Machine,
+    /// The role machine, an unprotected primary.
+    pub node: Node,
+    /// The arbiter.
+    pub arbiter: ArbiterClient,
+}
+
+/// How a standby's life ended.
+pub enum Outcome {
+    /// It took over.
+    Activated(Box<Activated>),
+    /// It was told to end.
+    Interrupted,
+}
+
+struct LinkState {
+    number: u64,
+    control: Arc<dyn ControlSender>,
+    gone: Arc<AtomicBool>,
+    detector: Detector,
+    sequence: u64,
+}
+
+struct RoleThread {
+    machine: Machine,
+    node: Node,
+    arbiter: ArbiterClient,
+    config: ReplicaConfig,
+    shared: Arc<Shared>,
+    door: Arc<Door>,
+    link: Option<LinkState>,
+    links: u64,
+    news: Receiver<News>,
+    asked_ns: u64,
+    done: Option<Result<(), ReplicaError>>,
+}
+
+/// Runs a standby until it has activated or `shutdown` is set.
+///
+/// # Errors
+/// When a thread cannot be had, or when the guest was granted and cannot be activated.
+pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
+    let Setup { machine, node, arbiter, listener, report, config } = setup;
+    let (news_tx, news) = unbounded();
+    let (apply_tx, jobs) = bounded(APPLY_QUEUE);
+    let slots = machine.slots().slots();
+    let map = GuestMap::new(slots.iter().map(|slot| slot.first.0..slot.first.0 + slot.pages));
+    let geometry = greet::geometry(map.pages());
+    let shared = Shared::new(map, Arc::clone(&report), apply_tx, news_tx);
+    {
+        let (shared, memory) = (Arc::clone(&shared), Arc::clone(machine.memory()));
+        // Not joined: it ends when the last of the others has ended.
+        spawn("apply", move || apply::run(shared, memory, &jobs))?;
+    }
+    let door = Arc::new(Door {
+        vm: config.vm.clone(),
+        node: config.node.clone(),
+        shape: config.shape.clone(),
+        verify_memory: config.verify_memory,
+        geometry,
+        open: AtomicBool::new(true),
+        generation: AtomicU64::new(0),
+        closed: AtomicBool::new(false),
+    });
+    {
+        let (shared, door) = (Arc::clone(&shared), Arc::clone(&door));
+        spawn("greeter", move || greet::run(&shared, &door, &listener))?;
+    }
+    report(NodeEventKind::Ready);
+    let mut role =
+        RoleThread { machine, node, arbiter, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
+    role.live(shutdown);
+    role.door.closed.store(true, Ordering::Release);
+    role.drop_link();
+    let RoleThread { machine, node, arbiter, done, .. } = role;
+    match done {
+        Some(Ok(())) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter }))),
+        Some(Err(error)) => Err(error),
+        None => Ok(Outcome::Interrupted),
+    }
+}
+
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, ReplicaError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(|source| ReplicaError::Thread { name, source })
+}
+
+impl RoleThread {
+    fn live(&mut self, shutdown: &AtomicBool) {
+        self.raise(RoleEvent::StartStandby);
+        let answers = self.arbiter.answers().clone();
+        let news = self.news.clone();
+        let mut beat_at = monotonic_ns();
+        while self.done.is_none() && !shutdown.load(Ordering::Acquire) {
+            let due = beat_at.min(self.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(monotonic_ns());
+            crossbeam::channel::select! {
+                recv(news) -> item => if let Ok(item) = item { self.hear(item) },
+                recv(answers) -> answer => if let Ok((id, answer)) = answer { self.raise(RoleEvent::ArbiterReply { id, answer }) },
+                default(Duration::from_nanos(due)) => {}
+            }
+            let now = monotonic_ns();
+            if now >= beat_at {
+                beat_at = now + self.config.heartbeat_ns;
+                self.beat(now);
+            }
+            if self.node.deadline_ns().is_some_and(|at| now >= at) {
+                self.raise(RoleEvent::Tick);
+            }
+        }
+    }
+
+    fn raise(&mut self, event: RoleEvent) {
+        let mut actions = Vec::new();
+        self.node.handle(event, monotonic_ns(), &mut actions);
+        for action in actions {
+            self.act(action);
+        }
+        self.door.open.store(self.node.accepts_primary() && self.link.is_none(), Ordering::Release);
+        self.door.generation.fetch_max(self.node.generation().0, Ordering::AcqRel);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Arbiter { id, request } => {
+                self.asked_ns = monotonic_ns();
+                self.arbiter.ask(id, request);
+            }
+            Action::Report { role, protection, generation, reason } => {
+                tracing::info!(?role, ?protection, %generation, reason, "state");
+                (self.shared.report)(NodeEventKind::State { role, protection, generation, reason });
+            }
+            Action::StopCommitting => {
+                if let Err(fault) = self.shared.raise(Event::StopCommitting) {
+                    tracing::debug!(%fault, "while stopping to commit");
+                }
+            }
+            Action::DropLink => self.drop_link(),
+            Action::StandDown { reason } => {
+                tracing::info!(reason, "what this standby held is discarded");
+                self.shared.apply(Job::Forget);
+            }
+            Action::Activate { generation } => self.activate(generation),
+            // A primary's actions: a standby's core gives none of them.
+            other => tracing::debug!(?other, "not a standby's action"),
+        }
+    }
+
+    fn activate(&mut self, generation: Generation) {
+        let granted = monotonic_ns();
+        let grant_us = granted.saturating_sub(self.asked_ns) / 1000;
+        let started = activate(&self.shared, &mut self.machine);
+        let activation_us = monotonic_ns().saturating_sub(granted) / 1000;
+        self.done = Some(started.map(|started| {
+            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, resent = started.resent, "activated");
+            (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us });
+        }));
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Linked(linked) => self.linked(linked),
+            News::LinkLost { link, cause } if self.is_current(link) => self.peer_gone(cause),
+            News::FirstEpoch { link, complete, done } if self.is_current(link) => {
+                self.first_epoch(complete);
+                let _ = done.send(());
+            }
+            News::Recorded { link, generation } if self.is_current(link) => self.raise(RoleEvent::Recorded { generation }),
+            News::PeerShutdown { link, reason } if self.is_current(link) => {
+                (self.shared.report)(NodeEventKind::GuestStopped { reason: reason.clone() });
+                self.raise(RoleEvent::PeerShutdown { reason });
+            }
+            News::LinkLost { .. } | News::FirstEpoch { .. } | News::Recorded { .. } | News::PeerShutdown { .. } => {}
+        }
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.link.as_ref().is_some_and(|link| link.number == number)
+    }
+
+    /// The first epoch of a link is committed here, so that the role machine knows that there is something to take over with before anybody else does.
+    fn first_epoch(&mut self, complete: CompleteEpoch<Slot>) {
+        let Some(link) = &self.link else { return };
+        let control = Arc::clone(&link.control);
+        let epoch: Epoch = complete.epoch;
+        self.raise(RoleEvent::Committed { epoch });
+        match self.shared.commit(complete, control.as_ref()) {
+            Ok(Some(epoch)) => tracing::info!(%epoch, "the first epoch is committed"),
+            Ok(None) => {}
+            Err(cause) => self.peer_gone(cause),
+        }
+    }
+
+    fn peer_gone(&mut self, cause: String) {
+        tracing::warn!(cause, "primary gone");
+        (self.shared.report)(NodeEventKind::PeerGone { cause: cause.clone() });
+        if let Err(fault) = self.shared.raise(Event::LinkLost) {
+            tracing::debug!(%fault, "while losing the link");
+        }
+        self.raise(RoleEvent::PeerGone { cause });
+    }
+
+    fn beat(&mut self, now: u64) {
+        let heard = self.shared.heard_ns.load(Ordering::Acquire);
+        let generation = self.node.generation();
+        let Some(link) = &mut self.link else { return };
+        link.sequence += 1;
+        link.detector.heard(heard);
+        let verdict = link.detector.check(now);
+        let heartbeat = Message::Heartbeat { generation, sequence: link.sequence };
+        let sent = message::encode(&heartbeat).map_err(ReplicaError::from).and_then(|bytes| Ok(link.control.send(&bytes)?));
+        match (sent, verdict) {
+            (Err(error), _) => self.peer_gone(error.to_string()),
+            (Ok(()), Verdict::Silent(silent_ns)) => self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000)),
+            (Ok(()), Verdict::Stalled(gap_ns)) => {
+                tracing::warn!(gap_ms = gap_ns / 1_000_000, "this node did not run for a while");
+                self.raise(RoleEvent::Stalled { gap_ns });
+            }
+            (Ok(()), Verdict::Alive | Verdict::Closed) => {}
+        }
+    }
+
+    fn linked(&mut self, linked: Linked) {
+        let Linked { hello, link } = linked;
+        if self.link.is_some() || !self.node.accepts_primary() {
+            return;
+        }
+        self.links += 1;
+        let number = self.links;
+        let now = monotonic_ns();
+        let generation = hello.generation;
+        self.shared.heard_ns.store(now, Ordering::Release);
+        self.shared.apply(Job::Forget);
+        *self.shared.staging() = Standby::new(generation);
+        let gone = Arc::new(AtomicBool::new(false));
+        let data = DataThread {
+            shared: Arc::clone(&self.shared),
+            link: number,
+            generation,
+            receiver: link.data,
+            control: Arc::clone(&link.control_tx),
+            gone: Arc::clone(&gone),
+            verify_memory: self.config.verify_memory,
+        };
+        let control = ControlThread { shared: Arc::clone(&self.shared), link: number, receiver: link.control_rx, gone: Arc::clone(&gone) };
+        let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
+        self.link = Some(LinkState { number, control: link.control_tx, gone, detector, sequence: 0 });
+        self.raise(RoleEvent::PrimaryLinked { generation });
+        let spawned = spawn("data", move || data::run(data)).and_then(|_| spawn("control", move || control::run(control)));
+        if let Err(error) = spawned {
+            self.peer_gone(error.to_string());
+        }
+    }
+
+    fn drop_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.gone.store(true, Ordering::Release);
+        }
+    }
+}

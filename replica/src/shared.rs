@@ -1,0 +1,109 @@
+//! What the standby's threads share: the staging machine behind its lock, and the way to the role thread.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use checkpoint::message::{self, Message};
+use checkpoint::{CompleteEpoch, GuestMap};
+use crossbeam::channel::Sender;
+use transport::{ControlSender, Slot};
+use types::event::Report;
+use types::{Epoch, Generation};
+
+use crate::apply::Job;
+use crate::core::{Action, Event, LinkFault, Standby};
+
+/// News for the role thread.
+pub(crate) enum News {
+    /// The greeter welcomed a primary.
+    Linked(crate::greet::Linked),
+    /// The link failed or broke a rule.
+    LinkLost { link: u64, cause: String },
+    /// The first epoch is whole; the role thread commits it, so that the role machine knows first.
+    FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, done: Sender<()> },
+    /// The record names this standby.
+    Recorded { link: u64, generation: Generation },
+    /// The guest ended on purpose.
+    PeerShutdown { link: u64, reason: String },
+}
+
+/// Shared by all threads of a standby.
+pub(crate) struct Shared {
+    pub(crate) map: GuestMap,
+    pub(crate) report: Report,
+    staging: Mutex<Standby>,
+    apply: Sender<Job>,
+    role: Sender<News>,
+    /// When something last came from the primary, CLOCK_MONOTONIC nanoseconds.
+    pub(crate) heard_ns: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(map: GuestMap, report: Report, apply: Sender<Job>, role: Sender<News>) -> Arc<Shared> {
+        let staging = Mutex::new(Standby::new(Generation(0)));
+        Arc::new(Shared { map, report, staging, apply, role, heard_ns: AtomicU64::new(types::clock::monotonic_ns()) })
+    }
+
+    /// The staging machine.
+    pub(crate) fn staging(&self) -> MutexGuard<'_, Standby> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the staging machine an event that produces no commit.
+    ///
+    /// # Errors
+    /// The fault for which the link must be dropped.
+    pub(crate) fn raise(&self, event: Event) -> Result<(), LinkFault> {
+        let mut actions = Vec::new();
+        self.staging().handle(event, &mut actions);
+        for action in actions {
+            match action {
+                Action::DropLink(fault) => return Err(fault),
+                Action::DiscardTorn(epoch) => tracing::info!(%epoch, "a torn epoch is discarded"),
+                Action::Commit { .. } | Action::Apply(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a whole epoch: says so, then hands it on to be applied. The lock is held while it is said: after the order to stop committing, which
+    /// takes the lock, nothing more is said.
+    ///
+    /// # Errors
+    /// The fault for which the link must be dropped, in words.
+    pub(crate) fn commit(&self, complete: CompleteEpoch<Slot>, control: &dyn ControlSender) -> Result<Option<Epoch>, String> {
+        let (generation, epoch) = (complete.generation, complete.epoch);
+        let mut actions = Vec::new();
+        let mut staging = self.staging();
+        staging.handle(Event::EpochComplete { generation, epoch }, &mut actions);
+        let mut committed = false;
+        for action in &actions {
+            match action {
+                Action::Commit { generation, epoch } => {
+                    let message = message::encode(&Message::Commit { generation: *generation, epoch: *epoch });
+                    // Committed all the same when it cannot be said: the epoch is whole, and the primary released nothing of it.
+                    let sent = message.map_err(|e| e.to_string()).and_then(|bytes| control.send(&bytes).map_err(|e| e.to_string()));
+                    if let Err(error) = sent {
+                        tracing::warn!(%epoch, error, "a commit could not be sent");
+                    }
+                    committed = true;
+                }
+                Action::DropLink(fault) => return Err(fault.to_string()),
+                Action::Apply(_) | Action::DiscardTorn(_) => {}
+            }
+        }
+        drop(staging);
+        if committed {
+            self.apply(Job::Epoch(Box::new(complete)));
+        }
+        Ok(committed.then_some(epoch))
+    }
+
+    pub(crate) fn apply(&self, job: Job) {
+        let _ = self.apply.send(job);
+    }
+
+    pub(crate) fn tell(&self, news: News) {
+        let _ = self.role.send(news);
+    }
+}
