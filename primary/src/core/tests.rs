@@ -1,1 +1,253 @@
 //! Properties of the pipeline.
+
+use super::*;
+
+const US: u64 = 1_000;
+const MS: u64 = 1_000_000;
+const G: Generation = Generation(3);
+
+struct Bench {
+    pipeline: Pipeline,
+    now: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { pipeline: Pipeline::new(Policy::default()), now: 0 }
+    }
+
+    fn put(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.pipeline.handle(event, self.now, &mut actions);
+        actions
+    }
+
+    fn after(&mut self, ns: u64) -> Vec<Action> {
+        self.now += ns;
+        self.put(Event::Tick)
+    }
+
+    fn mode(&mut self, mode: Mode) -> Vec<Action> {
+        self.put(Event::Mode { mode, generation: G })
+    }
+
+    fn captured(&mut self, epoch: u64) -> Vec<Action> {
+        self.put(Event::Captured { generation: G, epoch: Epoch(epoch), pages: 10 })
+    }
+
+    fn committed(&mut self, epoch: u64) -> Vec<Action> {
+        self.put(Event::Committed { generation: G, epoch: Epoch(epoch) })
+    }
+
+    fn sent(&mut self, epoch: u64) {
+        assert_eq!(self.put(Event::Sent { generation: G, epoch: Epoch(epoch) }), []);
+    }
+
+    /// Protected, with epoch 1 committed and epoch 2 open.
+    fn protected() -> Bench {
+        let mut bench = Bench::new();
+        bench.mode(Mode::Gated);
+        bench.captured(1);
+        bench.sent(1);
+        bench.committed(1);
+        bench.mode(Mode::Protected);
+        bench
+    }
+
+    /// Ends the open epoch on output, captures and sends it.
+    fn output_epoch(&mut self, epoch: u64) {
+        self.put(Event::Output { first: true, pressure: false });
+        assert_eq!(self.after(100 * US), [end(epoch, EndReason::Output)]);
+        self.captured(epoch);
+        self.sent(epoch);
+    }
+}
+
+fn end(epoch: u64, reason: EndReason) -> Action {
+    Action::EndEpoch { generation: G, epoch: Epoch(epoch), reason }
+}
+
+fn release(epoch: u64) -> Action {
+    Action::Release(Commit::attest(G, Epoch(epoch)))
+}
+
+#[test]
+fn the_first_epoch_ends_as_soon_as_the_gate_is_closed() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.mode(Mode::Syncing), []);
+    assert_eq!(bench.mode(Mode::Gated), [end(1, EndReason::First)]);
+}
+
+#[test]
+fn a_commit_releases_nothing_before_protection_and_everything_so_far_with_it() {
+    let mut bench = Bench::new();
+    bench.mode(Mode::Gated);
+    bench.captured(1);
+    bench.sent(1);
+    assert_eq!(bench.committed(1), [Action::FirstCommit(Epoch(1))]);
+    bench.output_epoch(2);
+    assert_eq!(bench.committed(2), []);
+    assert_eq!(bench.mode(Mode::Protected), [release(2)]);
+}
+
+#[test]
+fn output_ends_its_epoch_after_its_bound_and_not_before() {
+    let mut bench = Bench::protected();
+    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + 100 * US));
+    assert_eq!(bench.after(99 * US), []);
+    assert_eq!(bench.after(US), [end(2, EndReason::Output)]);
+}
+
+#[test]
+fn output_reported_while_an_epoch_ends_is_not_forgotten() {
+    let mut bench = Bench::protected();
+    bench.put(Event::Output { first: true, pressure: false });
+    bench.after(100 * US);
+    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.captured(2), []);
+    assert_eq!(bench.after(100 * US), [end(3, EndReason::Output)]);
+}
+
+#[test]
+fn pressure_and_the_dirty_budget_end_an_epoch_at_once() {
+    let mut bench = Bench::protected();
+    assert_eq!(bench.put(Event::Output { first: false, pressure: true }), [end(2, EndReason::Pressure)]);
+    let mut bench = Bench::protected();
+    assert_eq!(bench.put(Event::DirtyEstimate { pages: 4096 }), [end(2, EndReason::Dirty)]);
+}
+
+#[test]
+fn something_dirty_is_sent_after_the_longest_interval_and_nothing_dirty_never() {
+    let mut bench = Bench::protected();
+    bench.now += 26 * MS;
+    assert_eq!(bench.put(Event::DirtyEstimate { pages: 0 }), []);
+    assert_eq!(bench.put(Event::DirtyEstimate { pages: 1 }), [end(2, EndReason::Interval)]);
+}
+
+#[test]
+fn an_idle_guest_is_looked_at_ten_times_a_second() {
+    let mut bench = Bench::protected();
+    let (mut looks, mut wakes) = (0, 0);
+    while bench.now < 10_000 * MS {
+        let at = bench.pipeline.deadline_ns().unwrap();
+        assert!(at > bench.now || wakes == 0, "spins at {at}");
+        bench.now = at;
+        wakes += 1;
+        if bench.put(Event::Tick) == [Action::SampleDirty] {
+            looks += 1;
+            assert_eq!(bench.put(Event::DirtyEstimate { pages: 0 }), []);
+        }
+    }
+    assert!((95..115).contains(&looks) && wakes < 120, "{looks} looks, {wakes} wakes");
+}
+
+#[test]
+fn while_commits_lag_the_next_epoch_waits_and_grows() {
+    let mut bench = Bench::protected();
+    for epoch in 2..6 {
+        bench.output_epoch(epoch);
+    }
+    bench.put(Event::Output { first: true, pressure: true });
+    assert_eq!(bench.after(50 * MS), []);
+    assert_eq!(bench.pipeline.deadline_ns(), None);
+    assert_eq!(bench.committed(2), [release(2), end(6, EndReason::Pressure)]);
+}
+
+#[test]
+fn a_commit_that_cannot_be_is_a_fault_and_releases_nothing() {
+    let cases: [(u64, u64); 4] = [(3, 3), (3, 1), (2, 2), (3, 99)];
+    for (generation, epoch) in cases {
+        let mut bench = Bench::protected();
+        bench.output_epoch(2);
+        bench.output_epoch(3);
+        let actions = bench.put(Event::Committed { generation: Generation(generation), epoch: Epoch(epoch) });
+        assert!(matches!(actions[..], [Action::MergeBack(Epoch(2)), Action::MergeBack(Epoch(3)), Action::DropLink(_)]), "{actions:?}");
+        assert_eq!(bench.committed(2), []);
+    }
+}
+
+#[test]
+fn a_commit_for_an_epoch_that_was_not_sent_is_a_fault() {
+    let mut bench = Bench::protected();
+    bench.put(Event::Output { first: true, pressure: false });
+    bench.after(100 * US);
+    bench.captured(2);
+    let actions = bench.committed(2);
+    assert_eq!(actions.last(), Some(&Action::DropLink(LinkFault::WrongEpoch { epoch: Epoch(2), expected: None })));
+}
+
+#[test]
+fn a_failed_capture_is_tried_again_after_a_pause_under_the_same_number() {
+    let mut bench = Bench::protected();
+    bench.put(Event::Output { first: true, pressure: false });
+    bench.after(100 * US);
+    assert_eq!(bench.put(Event::CaptureFailed { generation: G, epoch: Epoch(2) }), []);
+    assert_eq!(bench.after(499 * US), []);
+    assert_eq!(bench.after(US), [end(2, EndReason::Output)]);
+}
+
+#[test]
+fn what_was_in_flight_goes_back_when_the_link_is_lost_and_so_does_a_late_capture() {
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    bench.put(Event::Output { first: true, pressure: false });
+    bench.after(100 * US);
+    assert_eq!(bench.put(Event::LinkLost), [Action::MergeBack(Epoch(2))]);
+    assert_eq!(bench.captured(3), [Action::MergeBack(Epoch(3))]);
+    assert_eq!(bench.pipeline.in_flight(), 0);
+}
+
+#[test]
+fn an_epoch_that_cannot_be_sent_takes_all_later_ones_with_it() {
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    bench.output_epoch(3);
+    let actions = bench.put(Event::SendFailed { generation: G, epoch: Epoch(2) });
+    assert_eq!(actions, [Action::MergeBack(Epoch(2)), Action::MergeBack(Epoch(3)), Action::DropLink(LinkFault::SendFailed(Epoch(2)))]);
+}
+
+#[test]
+fn a_guest_held_for_want_of_room_runs_again_with_the_next_release() {
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    assert!(bench.put(Event::OutputFull).contains(&Action::HoldGuest(HoldReason::AwaitingCommit)));
+    assert!(bench.committed(2).contains(&Action::ResumeGuest));
+}
+
+#[test]
+fn a_guest_held_without_a_grant_runs_again_when_the_gate_opens() {
+    let mut bench = Bench::protected();
+    bench.put(Event::LinkLost);
+    bench.mode(Mode::Held);
+    assert_eq!(bench.put(Event::OutputFull), [Action::HoldGuest(HoldReason::NoGrant)]);
+    assert_eq!(bench.put(Event::OutputFull), []);
+    assert_eq!(bench.mode(Mode::Unprotected), [Action::ResumeGuest]);
+}
+
+#[test]
+fn nothing_is_released_on_hold_and_all_of_it_after() {
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    assert_eq!(bench.put(Event::HoldRelease(true)), []);
+    assert_eq!(bench.committed(2), []);
+    assert_eq!(bench.put(Event::HoldRelease(false)), [release(2)]);
+}
+
+#[test]
+fn on_hold_with_an_open_gate_the_guest_is_held() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.put(Event::HoldRelease(true)), [Action::HoldGuest(HoldReason::Unconfirmed)]);
+    assert_eq!(bench.put(Event::HoldRelease(false)), [Action::ResumeGuest]);
+}
+
+#[test]
+fn a_capture_of_an_older_generation_is_not_taken_for_the_new_ones() {
+    let mut bench = Bench::new();
+    bench.mode(Mode::Gated);
+    bench.put(Event::LinkLost);
+    bench.put(Event::Mode { mode: Mode::Unprotected, generation: Generation(4) });
+    bench.put(Event::Mode { mode: Mode::Gated, generation: Generation(4) });
+    assert_eq!(bench.captured(1), [Action::MergeBack(Epoch(1))]);
+    assert_eq!(bench.pipeline.open_epoch(), Epoch(1));
+}
