@@ -87,6 +87,8 @@ pub enum NodeError {
 /// # Errors
 /// Whatever keeps the machine from being made, booted or protected.
 pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    // First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
+    transport::prompt_death::hold_memory()?;
     let report = events::open(config.events.as_ref())?;
     let (mut machine, output) = machine(config)?;
     let arbiter: Box<dyn Arbiter> = match &config.peering {
@@ -117,6 +119,8 @@ pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, N
 /// # Errors
 /// Whatever keeps the machine from being made or the standby from listening.
 pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    // First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
+    transport::prompt_death::hold_memory()?;
     let report = events::open(config.events.as_ref())?;
     let Peering::Standby { arbiter, listen, .. } = &config.peering else {
         return Err(NodeError::WrongPart("standby"));
