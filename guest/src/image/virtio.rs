@@ -128,7 +128,11 @@ impl Queue {
     pub fn offer(&mut self, id: u16, length: u32) {
         // SAFETY: the descriptor is not the device's now; slot and index are written only here, the index last, which x86 keeps in order.
         unsafe {
-            (&raw mut (*self.shared).descriptors[usize::from(id) % QUEUE].length).write_volatile(length);
+            let slot = &raw mut (*self.shared).descriptors[usize::from(id) % QUEUE].length;
+            if slot.read() != length {
+                // Receive buffers keep their length: not writing it saves a dirty page.
+                slot.write_volatile(length);
+            }
             (&raw mut (*self.shared).available[usize::from(self.available) % QUEUE]).write_volatile(id);
             self.available = self.available.wrapping_add(1);
             compiler_fence(Ordering::Release);
