@@ -123,12 +123,6 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let mut pipeline = Pipeline::new(setup.config.policy.clone());
     let generation = setup.node.generation();
     pipeline.handle(Event::Mode { mode: Mode::Unprotected, generation }, monotonic_ns(), &mut Vec::new());
-    if setup.config.standby.is_some() {
-        // One more than can be in flight: a commit may come before its buffer's completion is reaped.
-        for index in 0..=setup.config.policy.max_in_flight.max(1) {
-            let _ = give.send(CaptureBuffer::new(setup.machine.slots().pages(), index)?);
-        }
-    }
     let shared = Shared::new(Made {
         machine: Arc::clone(&setup.machine),
         output: Arc::clone(&setup.output),
@@ -147,9 +141,13 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let connector = setup.config.standby.map(|standby| {
         let shared = Arc::clone(&shared);
         let config = &setup.config;
+        let (give, max_in_flight) = (give.clone(), config.policy.max_in_flight);
         let identity =
             Identity { vm: config.vm.clone(), node: config.node.clone(), shape: config.shape.clone(), verify_memory: config.verify_memory };
-        spawn("connector", move || connect::run(&shared, standby, &identity, &wants))
+        spawn("connector", move || match make_buffers(&shared.machine, max_in_flight, &give) {
+            Ok(()) => connect::run(&shared, standby, &identity, &wants),
+            Err(error) => shared.tell(News::NoStandby { reason: error.to_string() }),
+        })
     });
     let connector = connector.transpose()?;
     let mut role = RoleThread {
@@ -181,6 +179,15 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         (None, Some(reason)) => Err(PrimaryError::Guest(reason)),
         (None, None) => Ok(End::Interrupted),
     }
+}
+
+/// Makes the capture buffers, one more than can be in flight: a commit may come before its buffer's completion is reaped. Off the role thread, because touching
+/// their memory takes a while.
+fn make_buffers(machine: &Machine, max_in_flight: usize, give: &Sender<CaptureBuffer>) -> Result<(), PrimaryError> {
+    for index in 0..=max_in_flight.max(1) {
+        let _ = give.send(CaptureBuffer::new(machine.slots().pages(), index)?);
+    }
+    Ok(())
 }
 
 /// Ties the output path to the pipeline and the machine.

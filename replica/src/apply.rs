@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use checkpoint::digest::page_digest;
+use checkpoint::encode::is_zero;
 use checkpoint::{CompleteEpoch, GuestMap, MemoryDigest, Part, Record};
 use crossbeam::channel::{Receiver, Sender};
 use transport::Slot;
@@ -24,8 +25,6 @@ const KEPT_EPOCHS: usize = 32;
 
 /// Work for the apply thread.
 pub(crate) enum Job {
-    /// A stretch of the first copy.
-    Sync(Slot),
     /// A committed epoch.
     Epoch(Box<CompleteEpoch<Slot>>),
     /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
@@ -45,26 +44,84 @@ pub(crate) struct Held {
     pub(crate) output: Vec<Output>,
 }
 
+/// Writes verified parts into guest memory.
+pub(crate) struct Writer {
+    memory: Arc<GuestMemory>,
+    map: GuestMap,
+    page: Box<[u8; PAGE_SIZE]>,
+}
+
+impl Writer {
+    pub(crate) fn new(memory: Arc<GuestMemory>, map: GuestMap) -> Writer {
+        Writer { memory, map, page: Box::new([0; PAGE_SIZE]) }
+    }
+
+    /// Brings one part into guest memory.
+    ///
+    /// # Errors
+    /// The page that could not be written.
+    pub(crate) fn part(&mut self, slot: &Slot) -> Result<(), ReplicaError> {
+        // Verified when it came; cut again rather than kept, because a part borrows its slot.
+        let part = Part::reparse(slot, &self.map)
+            .map_err(|error| ReplicaError::Page { gfn: Gfn(0), reason: format!("the part changed after it was verified: {error}") })?;
+        for record in part.records() {
+            self.record(&record)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: &Record<'_>) -> Result<(), ReplicaError> {
+        let gfn = record.gfn();
+        let at = GuestAddress(gfn.address());
+        let wrap = |error: vm_memory::GuestMemoryError| ReplicaError::Page { gfn, reason: error.to_string() };
+        match record {
+            Record::Raw(_, page) => self.memory.write_slice(*page, at).map_err(wrap),
+            Record::Zero(_) => {
+                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
+                // Memory that was never touched reads as zeros: it stays untouched.
+                if is_zero(&self.page) {
+                    return Ok(());
+                }
+                self.memory.write_slice(&[0; PAGE_SIZE], at).map_err(wrap)
+            }
+            Record::Delta(_, delta) => {
+                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
+                delta.apply(&mut self.page);
+                self.memory.write_slice(&self.page[..], at).map_err(wrap)
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Digests of every page.
+    fn digest(&mut self) -> Result<MemoryDigest, String> {
+        let Writer { memory, map, page } = self;
+        let mut failed = None;
+        let digest = MemoryDigest::of_digests(map, |gfn| {
+            if let Err(error) = memory.read_slice(&mut page[..], GuestAddress(gfn.address())) {
+                failed = Some(format!("page {gfn} cannot be read: {error}"));
+            }
+            page_digest(page)
+        });
+        failed.map_or(Ok(digest), Err)
+    }
+}
+
 struct Applier {
     shared: Arc<Shared>,
-    memory: Arc<GuestMemory>,
+    writer: Writer,
     epoch: Epoch,
     machine: Vec<u8>,
     output: VecDeque<Vec<Output>>,
-    page: Box<[u8; PAGE_SIZE]>,
 }
 
 /// Runs until nobody can send work any more.
 pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver<Job>) {
-    let (machine, output, page) = (Vec::new(), VecDeque::new(), Box::new([0; PAGE_SIZE]));
-    let mut applier = Applier { shared, memory, epoch: Epoch::NONE, machine, output, page };
+    let writer = Writer::new(memory, shared.map.clone());
+    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), output: VecDeque::new() };
     for job in jobs {
         match job {
-            Job::Sync(slot) => {
-                if let Err(error) = applier.part(&slot) {
-                    applier.spoilt(Epoch::NONE, &error);
-                }
-            }
             Job::Epoch(complete) => applier.epoch(*complete),
             Job::Compare(theirs, answer) => {
                 let _ = answer.send(applier.compare(&theirs));
@@ -90,7 +147,7 @@ impl Applier {
     fn epoch(&mut self, complete: CompleteEpoch<Slot>) {
         let epoch = complete.epoch;
         for slot in complete.parts {
-            if let Err(error) = self.part(&slot) {
+            if let Err(error) = self.writer.part(&slot) {
                 self.spoilt(epoch, &error);
                 return;
             }
@@ -105,52 +162,8 @@ impl Applier {
         let _ = self.shared.raise(Event::Applied { epoch });
     }
 
-    fn part(&mut self, slot: &Slot) -> Result<(), ReplicaError> {
-        // Verified when it came; cut again rather than kept, because a part borrows its slot.
-        let part = Part::reparse(slot, &self.shared.map)
-            .map_err(|error| ReplicaError::Page { gfn: Gfn(0), reason: format!("the part changed after it was verified: {error}") })?;
-        for record in part.records() {
-            self.record(&record)?;
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, record: &Record<'_>) -> Result<(), ReplicaError> {
-        let gfn = record.gfn();
-        let at = GuestAddress(gfn.address());
-        let wrap = |error: vm_memory::GuestMemoryError| ReplicaError::Page { gfn, reason: error.to_string() };
-        match record {
-            Record::Raw(_, page) => self.memory.write_slice(*page, at).map_err(wrap),
-            Record::Zero(_) => {
-                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
-                // Memory that was never touched reads as zeros: it stays untouched.
-                if self.page.iter().all(|byte| *byte == 0) {
-                    return Ok(());
-                }
-                self.memory.write_slice(&[0; PAGE_SIZE], at).map_err(wrap)
-            }
-            Record::Delta(_, delta) => {
-                self.memory.read_slice(&mut self.page[..], at).map_err(wrap)?;
-                delta.apply(&mut self.page);
-                self.memory.write_slice(&self.page[..], at).map_err(wrap)
-            }
-        }
-    }
-
     fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {
-        let ours = self.digest(&self.shared.map.clone())?;
-        ours.compare(theirs).map_err(|difference| difference.to_string())
-    }
-
-    fn digest(&mut self, map: &GuestMap) -> Result<MemoryDigest, String> {
-        let mut failed = None;
-        let digest = MemoryDigest::of_digests(map, |gfn| {
-            if let Err(error) = self.memory.read_slice(&mut self.page[..], GuestAddress(gfn.address())) {
-                failed = Some(format!("page {gfn} cannot be read: {error}"));
-            }
-            page_digest(&self.page)
-        });
-        failed.map_or(Ok(digest), Err)
+        self.writer.digest()?.compare(theirs).map_err(|difference| difference.to_string())
     }
 
     fn spoilt(&self, epoch: Epoch, error: &ReplicaError) {

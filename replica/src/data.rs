@@ -12,7 +12,7 @@ use crossbeam::channel::bounded;
 use transport::{ControlSender, DataReceiver, Slot};
 use types::{Epoch, Generation};
 
-use crate::apply::Job;
+use crate::apply::{Job, Writer};
 use crate::core::Event;
 use crate::shared::{News, Shared};
 
@@ -28,6 +28,8 @@ pub(crate) struct DataThread {
     pub(crate) control: Arc<dyn ControlSender>,
     pub(crate) gone: Arc<AtomicBool>,
     pub(crate) verify_memory: bool,
+    /// For parts of the first copy, which are applied as they come: a slot is free again at once, so that the copy needs few of them.
+    pub(crate) writer: Writer,
 }
 
 /// Runs until the link fails or is not wanted any more.
@@ -48,8 +50,8 @@ pub(crate) fn run(mut thread: DataThread) {
 }
 
 impl DataThread {
-    fn take(&self, slot: Slot, assembler: &mut Assembler<Slot>) -> Result<(), String> {
-        let shared = &self.shared;
+    fn take(&mut self, slot: Slot, assembler: &mut Assembler<Slot>) -> Result<(), String> {
+        let shared = Arc::clone(&self.shared);
         let part = match Part::parse(&slot, &shared.map) {
             Ok(part) => part,
             Err(error) => {
@@ -62,8 +64,7 @@ impl DataThread {
         if header.kind == PartKind::Sync {
             assembler.sync(&part).map_err(|error| self.refused(&error.to_string()))?;
             shared.raise(Event::SyncPart).map_err(|fault| fault.to_string())?;
-            shared.apply(Job::Sync(slot));
-            return Ok(());
+            return self.writer.part(&slot).map_err(|error| self.refused(&error.to_string()));
         }
         let admitted = assembler.admit(&part).map_err(|error| self.refused(&error.to_string()))?;
         let verified = Event::PartVerified { generation: header.generation, epoch: header.epoch };

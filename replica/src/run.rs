@@ -310,6 +310,7 @@ impl RoleThread {
             control: Arc::clone(&link.control_tx),
             gone: Arc::clone(&gone),
             verify_memory: self.config.verify_memory,
+            writer: apply::Writer::new(Arc::clone(self.machine.memory()), self.shared.map.clone()),
         };
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, receiver: link.control_rx, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
