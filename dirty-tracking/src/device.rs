@@ -1,19 +1,19 @@
-//! The VMM's own writes to guest memory: devices, loaders, io_uring completions. KVM's logs do not see them; vm-memory's bitmap does.
+//! The VMM's own writes to guest memory: devices, loaders, io_uring completions. KVM's logs do not see them; the memory's own log does.
 //!
 //! Guards S5.
 
 use std::sync::Arc;
 
-use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap, MmapRegion, bitmap::AtomicBitmap};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap, MmapRegion};
 
-use crate::{DirtySet, DirtyTracker, Kind, TrackingError};
+use crate::{DirtySet, DirtyTracker, Kind, TrackingError, WriteLog};
 
 pub(crate) struct DeviceTracker {
-    memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+    memory: Arc<GuestMemoryMmap<WriteLog>>,
 }
 
 impl DeviceTracker {
-    pub(crate) fn new(memory: Arc<GuestMemoryMmap<AtomicBitmap>>) -> DeviceTracker {
+    pub(crate) fn new(memory: Arc<GuestMemoryMmap<WriteLog>>) -> DeviceTracker {
         DeviceTracker { memory }
     }
 }
@@ -25,7 +25,7 @@ impl DirtyTracker for DeviceTracker {
 
     fn enable(&mut self) -> Result<(), TrackingError> {
         for region in self.memory.iter() {
-            MmapRegion::bitmap(region).reset();
+            MmapRegion::bitmap(region).take(|_, _| ());
         }
         Ok(())
     }
@@ -35,14 +35,13 @@ impl DirtyTracker for DeviceTracker {
     }
 
     fn collect(&mut self, into: &mut DirtySet) -> Result<(), TrackingError> {
-        for (index, region) in self.memory.iter().enumerate() {
-            into.insert_words(index, &MmapRegion::bitmap(region).get_and_reset());
+        for (slot, region) in self.memory.iter().enumerate() {
+            MmapRegion::bitmap(region).take(|index, word| into.insert_word(slot, index, word));
         }
         Ok(())
     }
 
-    /// Always 0: devices write little between two epochs next to the vCPUs, and counting would read the whole bitmap.
     fn estimate(&mut self) -> Result<u64, TrackingError> {
-        Ok(0)
+        Ok(self.memory.iter().map(|region| MmapRegion::bitmap(region).count()).sum())
     }
 }

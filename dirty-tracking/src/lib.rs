@@ -10,7 +10,9 @@ mod raw;
 mod ring;
 mod set;
 mod tracker;
+mod write_log;
 
 pub use merged::{Merged, Prepared, Support, prepare, probe};
 pub use set::{DirtySet, Layout, Slot};
 pub use tracker::{Choice, DirtyTracker, Kind, TrackingError};
+pub use write_log::WriteLog;

@@ -9,10 +9,10 @@ use kvm_bindings::{
     kvm_dirty_gfn, kvm_enable_cap,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestMemoryMmap, bitmap::AtomicBitmap};
+use vm_memory::GuestMemoryMmap;
 
 use crate::{
-    Choice, DirtySet, DirtyTracker, Kind, Layout, TrackingError,
+    Choice, DirtySet, DirtyTracker, Kind, Layout, TrackingError, WriteLog,
     bitmap::BitmapTracker,
     device::DeviceTracker,
     ring::{RING_ENTRIES, RingTracker},
@@ -110,7 +110,7 @@ impl Prepared {
         vm: Arc<VmFd>,
         layout: &Layout,
         vcpus: &[RawFd],
-        memory: Arc<GuestMemoryMmap<AtomicBitmap>>,
+        memory: Arc<GuestMemoryMmap<WriteLog>>,
     ) -> Result<Merged, TrackingError> {
         let vcpu_writes: Box<dyn DirtyTracker> = if self.kind == Kind::Ring {
             Box::new(RingTracker::new(vm, layout, vcpus, self.ring_entries)?)

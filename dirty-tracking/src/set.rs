@@ -114,16 +114,18 @@ impl DirtySet {
 
     /// Adds a slot's frames from a bitmap as KVM gives it (bit n of word m is frame `64 m + n` of the slot). Bits past the slot's end are ignored.
     pub fn insert_words(&mut self, slot_index: usize, words: &[u64]) {
-        let Some(map) = self.maps.get_mut(slot_index) else {
-            return;
-        };
-        let tail = self.layout.slots[slot_index].pages % 64;
-        let last = map.len().saturating_sub(1);
-        for (index, (to, from)) in map.iter_mut().zip(words).enumerate() {
-            if *from == 0 {
-                continue;
-            }
-            *to |= if index == last && tail != 0 { *from & ((1 << tail) - 1) } else { *from };
+        for (index, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
+            self.insert_word(slot_index, index, *word);
+        }
+    }
+
+    /// Adds one word of such a bitmap.
+    pub fn insert_word(&mut self, slot_index: usize, index: usize, word: u64) {
+        let Some(slot) = self.layout.slots.get(slot_index) else { return };
+        let left = slot.pages.saturating_sub(index as u64 * 64);
+        let inside = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+        if let Some(to) = self.maps[slot_index].get_mut(index) {
+            *to |= word & inside;
         }
     }
 

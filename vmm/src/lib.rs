@@ -29,8 +29,8 @@ pub use sinks::{ConsoleSink, FrameSink, SinkFull};
 pub use vcpu::VcpuState;
 pub use vm_state::{MACHINE_STATE_VERSION, MachineState, VmState};
 
-/// Guest memory: mapped once, with a bitmap that notes every write the VMM itself makes.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+/// Guest memory: mapped once, with a log that notes every write the VMM itself makes.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<dirty_tracking::WriteLog>;
 
 /// Most vCPUs a machine may have: the capture barrier and the APIC ids (8 bits) are made for this many.
 pub const MAX_VCPUS: u8 = 64;

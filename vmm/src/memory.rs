@@ -3,12 +3,12 @@
 //! Lives here: the one place that allocates guest memory. Not here: what is loaded into it. Guards S5: one region per KVM slot, each with its own
 //! bitmap for the VMM's writes.
 
-use std::{fs, io, num::NonZeroUsize, os::fd::FromRawFd};
+use std::{fs, io, os::fd::FromRawFd};
 
-use dirty_tracking::{Layout, Slot};
+use dirty_tracking::{Layout, Slot, WriteLog};
 use types::{Gfn, PAGE_SIZE};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion, bitmap::AtomicBitmap,
+    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion, bitmap::NewBitmap as _,
     mmap::MmapRegionBuilder,
 };
 
@@ -103,10 +103,8 @@ pub(crate) fn map(memory: &MemoryConfig) -> Result<(GuestMemory, Layout), VmmErr
     Ok((mapped, Layout::new(slots)))
 }
 
-fn region(backing: Backing, size: usize) -> Result<MmapRegion<AtomicBitmap>, String> {
-    let page = NonZeroUsize::new(PAGE_SIZE).unwrap_or(NonZeroUsize::MIN);
-    let builder =
-        MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::new(size, page)).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+fn region(backing: Backing, size: usize) -> Result<MmapRegion<WriteLog>, String> {
+    let builder = MmapRegionBuilder::new_with_bitmap(size, WriteLog::with_len(size)).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match backing {
         Backing::Anonymous => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
         Backing::HugePages => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB),

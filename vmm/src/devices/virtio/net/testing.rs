@@ -262,13 +262,12 @@ impl TestGuest {
         use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
         let mut pages = Vec::new();
         for region in self.memory.iter() {
-            let mapping: &vm_memory::MmapRegion<vm_memory::bitmap::AtomicBitmap> = region;
-            let words = mapping.bitmap().get_and_reset();
-            for page in 0..region.len() / 4096 {
-                if words[page as usize / 64] >> (page % 64) & 1 == 1 {
-                    pages.push(region.start_addr().raw_value() + page * 4096);
+            let mapping: &vm_memory::MmapRegion<dirty_tracking::WriteLog> = region;
+            mapping.bitmap().take(|index, word| {
+                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
+                    pages.push(region.start_addr().raw_value() + (index as u64 * 64 + bit) * 4096);
                 }
-            }
+            });
         }
         pages
     }
