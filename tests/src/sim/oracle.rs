@@ -112,6 +112,16 @@ impl Oracle {
         self.snapshots.clear();
     }
 
+    /// A node counts itself as protected: somebody must be recorded who could take over.
+    pub(super) fn protects(&self, slot: usize, generation: Generation) -> Checked {
+        match &self.record {
+            Some(record) if record.generation == generation && record.standby.is_none() => {
+                broken("S3", format!("n{slot} counts on a standby while the record is {record:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn standby_committed(&mut self, generation: Generation, epoch: Epoch) {
         self.stats.commits += 1;
         let newest = self.committed.entry(generation).or_default();

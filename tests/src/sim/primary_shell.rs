@@ -34,6 +34,8 @@ impl World {
             Action::TellRecorded { generation } => self.say(slot, Channel::Control, Message::Recorded { generation }),
             Action::Protect => {
                 self.oracle.stats.protections += 1;
+                let checked = self.oracle.protects(slot, self.processes[slot].node.generation());
+                self.check(checked);
                 self.mode(slot, Mode::Protected);
             }
             Action::Hold => {
