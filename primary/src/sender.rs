@@ -24,6 +24,9 @@ pub(crate) const LINK_POLL: Duration = Duration::from_millis(20);
 /// How long completions are waited for while no new job is there.
 const REAP: Duration = Duration::from_millis(1);
 
+/// Slots that the first copy uses at most at a time: it would touch all of the standby's staging otherwise.
+const SYNC_SLOTS: u32 = 8;
+
 /// Work for the sender.
 pub(crate) enum Job {
     /// A stretch of the first copy.
@@ -153,7 +156,7 @@ impl Sending {
             .encoder
             .sync_part(generation, index, &frozen.gfns, frozen.pages(), &mut self.part)
             .map_err(PrimaryError::from)
-            .and_then(|()| self.poster.post(&self.part, &frozen, &mut metas));
+            .and_then(|()| self.poster.post(&self.part, &frozen, &mut metas, SYNC_SLOTS));
         self.posted.push_back(Posted { ticket: self.poster.ticket, frozen, metas });
         result
     }
@@ -178,7 +181,7 @@ impl Sending {
             let mut bytes = 0;
             while parts.next_part(&mut self.part)? {
                 bytes += self.part.wire_bytes() as u64;
-                self.poster.post(&self.part, &frozen, &mut metas)?;
+                self.poster.post(&self.part, &frozen, &mut metas, u32::MAX)?;
             }
             Ok(bytes)
         });
@@ -210,7 +213,7 @@ impl Sending {
 
 impl Poster {
     /// Posts the encoded part, with its own bytes copied into registered memory and the raw pages gathered from the arena.
-    fn post(&mut self, part: &EncodedPart, frozen: &Frozen, metas: &mut Vec<RegionRef>) -> Result<(), PrimaryError> {
+    fn post(&mut self, part: &EncodedPart, frozen: &Frozen, metas: &mut Vec<RegionRef>, slots: u32) -> Result<(), PrimaryError> {
         let (arena, meta) = self.regions_of(frozen)?;
         let (head, scratch) = (part.head(), part.scratch());
         let at = metas.last().map_or(0, |last| last.offset() + last.len());
@@ -226,7 +229,7 @@ impl Poster {
             encode::Piece::Scratch(range) => Piece { region: meta, offset: scratch_at + range.start, len: range.len() },
         }));
         let slot = loop {
-            if let Some(slot) = self.data.acquire(LINK_POLL)? {
+            if let Some(slot) = self.data.acquire_among(slots, LINK_POLL)? {
                 break slot;
             }
             if self.gone.load(Ordering::Acquire) {

@@ -294,12 +294,16 @@ impl DataSender for Sender {
         Ok(RegionId(self.regions.len() as u32 - 1))
     }
 
-    fn acquire(&mut self, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
+    fn acquire_among(&mut self, most: u32, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
+        let fewest_free = (self.staging.geometry().slots as usize).saturating_sub(most as usize);
         let (free, owners) = (&mut self.free, &mut self.owners);
         let slot = self.wire.wait(timeout, |state, _| {
             for slot in state.credits.drain(..) {
                 owners[slot.0 as usize] = Owner::Free;
                 free.push(slot);
+            }
+            if free.len() <= fewest_free {
+                return Taken::Nothing;
             }
             free.pop().map_or(Taken::Nothing, Taken::Got)
         })?;

@@ -101,7 +101,16 @@ pub trait DataSender: Send {
     ///
     /// # Errors
     /// [`TransportError::PeerGone`], [`TransportError::Protocol`].
-    fn acquire(&mut self, timeout: Duration) -> Result<Option<SlotId>, TransportError>;
+    fn acquire(&mut self, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
+        self.acquire_among(u32::MAX, timeout)
+    }
+
+    /// As [`DataSender::acquire`], but waits while `most` slots are not free: a long stream then goes through few slots, whose memory the peer
+    /// has touched already.
+    ///
+    /// # Errors
+    /// As [`DataSender::acquire`].
+    fn acquire_among(&mut self, most: u32, timeout: Duration) -> Result<Option<SlotId>, TransportError>;
 
     /// Queues a write of the pieces, one after the other, to `offset` in an acquired slot. Writes may come in any order of offsets but must
     /// not overlap. The bytes must stay unchanged (keep the [`crate::RegionRef`]) until the ticket of the slot's end is completed.

@@ -319,8 +319,12 @@ impl DataSender for Sender {
         Ok(RegionId(buffers.regions.len() as u32 - 1))
     }
 
-    fn acquire(&mut self, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
+    fn acquire_among(&mut self, most: u32, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
+        let fewest_free = (self.geometry.slots as usize).saturating_sub(most as usize);
         self.drive(timeout, |sender| {
+            if sender.free.len() <= fewest_free {
+                return None;
+            }
             let slot = sender.free.pop()?;
             sender.owners[slot.0 as usize] = Owner::Ours { posted: 0 };
             Some(slot)
