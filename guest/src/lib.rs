@@ -25,3 +25,13 @@ pub use server_command::DEFAULT_REGION_PAGES;
 /// The guest image: a static ELF64 executable that boots by PVH (QEMU microvm, Firecracker, our VMM).
 #[cfg(feature = "embed")]
 pub static IMAGE: &[u8] = include_bytes!(env!("LOCKSTEP_GUEST_IMAGE"));
+
+#[cfg(all(test, feature = "embed"))]
+mod tests {
+    #[test]
+    fn the_image_is_an_elf_with_a_pvh_entry() {
+        let note = [4u32, 8, 18].map(u32::to_le_bytes).concat();
+        assert_eq!(super::IMAGE.get(..5), Some(&b"\x7fELF\x02"[..]));
+        assert!(super::IMAGE.windows(note.len() + 4).any(|bytes| bytes.starts_with(&note) && bytes.ends_with(b"Xen\0")));
+    }
+}

@@ -17,7 +17,7 @@ const KVM_SIGNATURE: u32 = 0x4b4d_564b;
 /// CPUID leaf 0x40000001, EAX: the two MSRs above exist.
 const FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
 /// How long the TSC is measured against the APIC timer: one part in a thousand is good enough for timeouts.
-const CALIBRATION_NS: u32 = 5_000_000;
+const CALIBRATION_NS: u64 = 5_000_000;
 /// Polls of the APIC timer before the measurement is given up (a timer that stands still must not hang the boot).
 const MOST_POLLS: u32 = 10_000_000;
 
@@ -54,7 +54,7 @@ pub fn init(index: usize) {
 
 /// Measures the TSC against the APIC timer.
 fn calibrate() -> u64 {
-    apic::set_timer(u64::from(u32::MAX));
+    apic::set_timer(1000 * CALIBRATION_NS);
     let (left, start) = (apic::timer_left(), cpu::tsc());
     for _ in 0..MOST_POLLS {
         let passed = left.wrapping_sub(apic::timer_left());
