@@ -73,6 +73,7 @@ fn locked_memory() -> Item {
     const REMEDY: &str = "raise it (ulimit -l unlimited, LimitMEMLOCK=infinity): io_uring and RDMA register their buffers";
     match limit(Resource::RLIMIT_MEMLOCK) {
         Ok(bytes) if bytes >= 2 * defaults::MEMORY => Item::ok("locked memory", amount(bytes)),
+        Ok(bytes) if nix::unistd::geteuid().is_root() => Item::ok("locked memory", format!("{}, which does not bind root", amount(bytes))),
         Ok(bytes) => Item::warn("locked memory", amount(bytes), REMEDY),
         Err(error) => Item::warn("locked memory", error.to_string(), REMEDY),
     }

@@ -5,7 +5,7 @@ mod node;
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -148,6 +148,7 @@ fn start_log(filter: Option<&str>) -> Result<(), Failure> {
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init()
         .map_err(|e| Failure::new(code::FAILED, format!("cannot start logging: {e}")))
 }

@@ -196,6 +196,9 @@ impl Client<'_> {
     }
 
     fn note_break(&mut self, error: &io::Error) {
+        if self.shared.aborted.load(Ordering::Relaxed) {
+            return;
+        }
         self.broken += 1;
         self.shared.broken.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(client = self.number, %error, "connection broken");

@@ -1,0 +1,60 @@
+# What a newcomer types. Every target installs what it needs on Debian (as root, or with sudo) and says what is missing elsewhere.
+
+CARGO ?= cargo
+# Further options for the demo: make demo DEMO="--kill hang --seconds 30"
+DEMO ?=
+# Debian packages by the command that shows whether they are there.
+NEEDED := ip:iproute2 gcc:gcc ld:binutils
+# Test threads share /dev/kvm and the cores with the machines under test.
+TEST_THREADS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test fmt clippy bench clean
+
+help:
+	@echo "make demo    build, then kill a primary under load and prove that nothing was lost"
+	@echo "make test    formatting, lints, and all tests (those on KVM where /dev/kvm is)"
+	@echo "make bench   measure, print the table, write target/bench/report.json and pictures"
+	@echo "make build   the release program: target/release/lockstep"
+	@echo "make clean   remove everything that was built"
+
+setup:
+	@missing=""; \
+	for pair in $(NEEDED); do command -v $${pair%%:*} >/dev/null 2>&1 || PATH="$$PATH:/usr/sbin:/sbin" command -v $${pair%%:*} >/dev/null 2>&1 || missing="$$missing $${pair##*:}"; done; \
+	[ -e /usr/include/stdlib.h ] || [ -e /usr/include/x86_64-linux-gnu/stdlib.h ] || missing="$$missing libc6-dev"; \
+	if [ -n "$$missing" ]; then \
+		if ! command -v apt-get >/dev/null 2>&1; then echo "error: missing:$$missing; install these with your system's package manager" >&2; exit 1; fi; \
+		if [ "$$(id -u)" = 0 ]; then sudo=""; elif command -v sudo >/dev/null 2>&1; then sudo=sudo; \
+		else echo "error: missing packages:$$missing; as root: apt-get install$$missing" >&2; exit 1; fi; \
+		echo "installing:$$missing"; \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+	@command -v $(CARGO) >/dev/null 2>&1 || { echo "error: no Rust toolchain; install one of at least 1.95 from https://rustup.rs and make sure that cargo is on the PATH" >&2; exit 1; }
+
+build: setup
+	$(CARGO) build --locked --release -p lockstep
+
+# iproute2's ip is in /usr/sbin, which is not on a normal user's PATH.
+demo: export PATH := $(PATH):/usr/sbin:/sbin
+demo: build
+	"$${CARGO_TARGET_DIR:-target}/release/lockstep" demo $(DEMO)
+
+fmt: setup
+	$(CARGO) fmt --all --check
+
+clippy: setup
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p guest --features image --profile guest -- -D warnings
+
+# Where there is KVM, a test that cannot use it fails instead of passing by.
+test: export PATH := $(PATH):/usr/sbin:/sbin
+test: setup fmt clippy
+	@if [ -e /dev/kvm ]; then export LOCKSTEP_REQUIRE_KVM=1; else echo "no /dev/kvm: the tests on KVM pass by"; fi; \
+	$(CARGO) test --locked --workspace -- $(if $(TEST_THREADS),--test-threads=$(TEST_THREADS))
+
+bench: export PATH := $(PATH):/usr/sbin:/sbin
+bench: build
+	$(CARGO) run --locked --release -p lockstep-bench
+
+clean:
+	$(CARGO) clean
