@@ -179,6 +179,7 @@ fn paused(order: &Order<'_>, buffer: &mut CaptureBuffer, set: &mut DirtySet) -> 
     let machine = paused.capture()?;
     paused.collect_dirty(set)?;
     buffer.copy(order.machine.memory(), set)?;
+    types::fault::reach(types::fault::Point::MidPause);
     let digesting = Instant::now();
     let memory = order.verify.then(|| digest_memory(order.machine)).transpose()?;
     let digest_time = digesting.elapsed();

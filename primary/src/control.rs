@@ -54,6 +54,7 @@ impl ControlThread {
                 }
                 let now = monotonic_ns();
                 shared.heard_ns.store(now, Ordering::Release);
+                types::fault::reach(types::fault::Point::BeforeRelease);
                 shared.raise(Event::Committed { generation, epoch });
                 let resumed = shared.flights().committed(epoch);
                 if let Some(resumed) = resumed {

@@ -182,6 +182,7 @@ impl Sending {
             while parts.next_part(&mut self.part)? {
                 bytes += self.part.wire_bytes() as u64;
                 self.poster.post(&self.part, &frozen, &mut metas, u32::MAX)?;
+                types::fault::reach(types::fault::Point::MidSend);
             }
             Ok(bytes)
         });

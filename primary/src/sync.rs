@@ -65,6 +65,7 @@ pub(crate) fn copy_memory(shared: &Shared, free: &Receiver<CaptureBuffer>, copyi
             if copying.jobs.send(job).is_err() {
                 return Ok(false);
             }
+            types::fault::reach(types::fault::Point::MidSync);
             index += 1;
             sent += part.len() as u64;
             if index % PROGRESS_PARTS == 0 {

@@ -20,6 +20,7 @@ pub(crate) struct Started {
 
 /// Brings the machine to the activation point and starts it.
 pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started, ReplicaError> {
+    types::fault::reach(types::fault::Point::MidActivation);
     let (answer, held) = bounded(1);
     // Everything committed was handed to the apply thread before: when this is answered, it is in guest memory.
     shared.apply(Job::Yield(answer));

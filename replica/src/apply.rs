@@ -151,6 +151,7 @@ impl Applier {
                 self.spoilt(epoch, &error);
                 return;
             }
+            types::fault::reach(types::fault::Point::MidApply);
         }
         self.epoch = epoch;
         self.machine = complete.tail.machine;

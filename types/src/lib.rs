@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod event;
+pub mod fault;
 mod ids;
 mod output;
 mod token;

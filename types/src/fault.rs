@@ -1,0 +1,63 @@
+//! Fault points: places where a test can have the process die as if the host had, at the worst possible moment.
+//!
+//! Armed only by the environment (`LOCKSTEP_FAULT=point:n`: die when the point is reached for the n-th time); unarmed a point costs one load. Not here: any
+//! other kind of fault; tests make those from outside (signals, links, damaged bytes).
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::{Signal, raise};
+
+/// A place in an epoch's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Primary: a part of the first copy was handed to the sender.
+    MidSync,
+    /// Primary: the guest is paused, its pages are copied, nothing is sealed.
+    MidPause,
+    /// Primary: an epoch's part is posted, perhaps not the last.
+    MidSend,
+    /// Primary: a commit has come, nothing of it is released.
+    BeforeRelease,
+    /// Standby: a part of a committed epoch is in guest memory, perhaps not the last.
+    MidApply,
+    /// Standby: granted, nothing restored.
+    MidActivation,
+}
+
+impl Point {
+    fn name(self) -> &'static str {
+        match self {
+            Point::MidSync => "mid-sync",
+            Point::MidPause => "mid-pause",
+            Point::MidSend => "mid-send",
+            Point::BeforeRelease => "before-release",
+            Point::MidApply => "mid-apply",
+            Point::MidActivation => "mid-activation",
+        }
+    }
+}
+
+struct Armed {
+    point: String,
+    left: AtomicU64,
+}
+
+static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+/// Dies here if this is the armed point and its turn has come.
+#[inline]
+pub fn reach(point: Point) {
+    let armed = ARMED.get_or_init(|| {
+        let text = std::env::var("LOCKSTEP_FAULT").ok()?;
+        let (point, turns) = text.split_once(':')?;
+        Some(Armed { point: point.to_owned(), left: AtomicU64::new(turns.parse().ok()?) })
+    });
+    if let Some(armed) = armed
+        && armed.point == point.name()
+        && armed.left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        // SIGKILL cannot be refused; should raising fail the test notices that nobody died.
+        let _ = raise(Signal::SIGKILL);
+    }
+}
