@@ -59,6 +59,24 @@ pub enum Message {
         /// How it ended.
         reason: String,
     },
+    /// Primary: frames that the guest was given. Best effort, for a standby to give them again to a guest that it takes over in an earlier state.
+    Input {
+        /// The primary's generation.
+        generation: Generation,
+        /// The frames, in order.
+        frames: Vec<InputFrame>,
+    },
+}
+
+/// A frame from the network that the guest was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFrame {
+    /// In this epoch: its commit makes the frame a thing of the past.
+    pub epoch: Epoch,
+    /// On this port.
+    pub port: u8,
+    /// The frame.
+    pub bytes: Vec<u8>,
 }
 
 /// See [`Message::Hello`].

@@ -5,7 +5,7 @@ mod support;
 use checkpoint::codec;
 use checkpoint::delta::{DeltaOutcome, encode_delta};
 use checkpoint::digest::{EpochChain, bytes_digest};
-use checkpoint::message::{Hello, Message, MessageError, Welcome, decode, encode};
+use checkpoint::message::{Hello, InputFrame, Message, MessageError, Welcome, decode, encode};
 use checkpoint::{Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
 use support::map;
 use types::{Epoch, Generation, Gfn, NodeId, Output, OutputPort, PAGE_SIZE, VmId};
@@ -115,6 +115,10 @@ fn the_bytes_of_the_control_messages() {
         (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0100040309"),
         (Message::Recorded { generation: Generation(3) }, "4c4b01000503"),
         (Message::Shutdown { reason: "off".into() }, "4c4b010006036f6666"),
+        (
+            Message::Input { generation: Generation(3), frames: vec![InputFrame { epoch: Epoch(7), port: 1, bytes: vec![0xab, 0xcd] }] },
+            "4c4b0100070301070102abcd",
+        ),
     ];
     for (message, expected) in cases {
         let bytes = encode(&message).unwrap();

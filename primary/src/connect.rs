@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use checkpoint::message::{self, Hello, Message, PROTOCOL};
 use checkpoint::GuestShape;
+use checkpoint::message::{self, Hello, Message, PROTOCOL};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use transport::{Geometry, PrimaryLink};
 use types::{Generation, NodeId, VmId};
@@ -80,10 +80,10 @@ fn attempt(standby: SocketAddr, identity: &Identity, generation: Generation) -> 
         verify_memory: identity.verify_memory,
     };
     pending.control_tx.send(&message::encode(&Message::Hello(hello))?)?;
-    let answer = pending.control_rx.receive(ANSWER)?.ok_or(transport::TransportError::TimedOut {
-        what: "waiting for the standby's Welcome",
-        after_ms: ANSWER.as_millis() as u64,
-    })?;
+    let answer = pending
+        .control_rx
+        .receive(ANSWER)?
+        .ok_or(transport::TransportError::TimedOut { what: "waiting for the standby's Welcome", after_ms: ANSWER.as_millis() as u64 })?;
     match message::decode(&answer)? {
         Message::Welcome(welcome) => {
             let link = pending.open_data(Geometry { slots: welcome.slots, slot_bytes: welcome.slot_bytes })?;
@@ -104,5 +104,6 @@ pub(crate) fn name_of(message: &Message) -> &'static str {
         Message::Commit { .. } => "Commit",
         Message::Recorded { .. } => "Recorded",
         Message::Shutdown { .. } => "Shutdown",
+        Message::Input { .. } => "Input",
     }
 }

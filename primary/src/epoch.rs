@@ -141,7 +141,8 @@ impl<'m> Loop<'m> {
             return;
         };
         let mut set = shared.flights().take();
-        let order = capture::Order { machine: &shared.machine, output: Some(&shared.output), epoch, generation, verify: self.thread.verify };
+        let order =
+            capture::Order { machine: &shared.machine, output: Some(&shared.output), epoch, generation, verify: self.thread.verify };
         match capture::capture(&order, buffer, &mut set) {
             Ok(captured) => {
                 let pages = captured.buffer.gfns.len() as u64;

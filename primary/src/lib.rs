@@ -8,6 +8,7 @@
 //! | epoch | `epoch.rs` | pause, capture (`capture.rs`), resume; the first copy (`sync.rs`) |
 //! | sender | `sender.rs` | encode, post, reap completions; one per link |
 //! | control | `control.rs` | commits in, output out; one per link |
+//! | mirror | `mirror.rs` | copies of what the guest receives, for a standby that takes over; one per link |
 //! | connector | `connect.rs` | looks for the standby while there is none |
 //!
 //! Guards S1 (output leaves through [`OutputPath`] only), S5 and S6 (see `capture.rs`, `flights.rs`).
@@ -19,6 +20,7 @@ pub mod core;
 mod epoch;
 mod error;
 mod flights;
+mod mirror;
 mod output;
 mod run;
 mod sender;
@@ -30,5 +32,5 @@ mod sync;
 pub use capture::{CaptureBuffer, Captured, capture};
 pub use error::PrimaryError;
 pub use output::{ConsoleOut, OutputPath};
-pub use start::{Start, start};
 pub use run::{End, PrimaryConfig, Setup, run};
+pub use start::{Start, start};

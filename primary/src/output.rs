@@ -4,6 +4,7 @@
 //! release ([`crate::core`]). Guards S1: there is no other path from the guest to a TAP device or the console.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use net_buffer::{BufferError, Gate, Held, HeldNow, Limits, NetBuffer, Sealed, StruckOut};
@@ -12,6 +13,7 @@ use vmm::devices::tap::TapWriter;
 use vmm::{ConsoleSink, FrameSink, SinkFull};
 
 use crate::core::Event;
+use crate::mirror::Mirror;
 
 /// Where the guest's console goes.
 pub type ConsoleOut = Box<dyn Write + Send>;
@@ -28,6 +30,10 @@ pub struct OutputPath {
     console: Mutex<ConsoleOut>,
     notify: OnceLock<Notify>,
     room: Arc<OnceLock<Room>>,
+    /// The epoch under which output is held and input received now. Changed only while the machine is paused, so that no frame is between two epochs.
+    open: AtomicU64,
+    /// Where received frames are copied to while output is gated.
+    mirror: Mutex<Option<Mirror>>,
 }
 
 impl OutputPath {
@@ -51,6 +57,8 @@ impl OutputPath {
             console: Mutex::new(console),
             notify: OnceLock::new(),
             room,
+            open: AtomicU64::new(Epoch::NONE.0),
+            mirror: Mutex::new(None),
         }))
     }
 
@@ -67,11 +75,14 @@ impl OutputPath {
 
     /// Gives everything held to `epoch`. Only while the machine is paused.
     pub(crate) fn seal(&self, epoch: Epoch) -> Result<Sealed, BufferError> {
-        self.buffer.seal(epoch)
+        let sealed = self.buffer.seal(epoch)?;
+        self.open.store(epoch.next().0, Ordering::Release);
+        Ok(sealed)
     }
 
     /// Closes the gate; returns when everything let out before has been written.
     pub(crate) fn gate(&self, generation: Generation) -> Result<(), BufferError> {
+        self.open.store(Epoch::NONE.next().0, Ordering::Release);
         self.buffer.gate(generation)
     }
 
@@ -99,6 +110,11 @@ impl OutputPath {
             Ok(discarded) => tracing::info!(discarded, "output shut"),
             Err(error) => tracing::error!(%error, "output shut"),
         }
+    }
+
+    /// Copies what the guest receives to `mirror` from now on; `None`: to nowhere.
+    pub(crate) fn mirror_to(&self, mirror: Option<Mirror>) {
+        *self.mirror.lock().unwrap_or_else(PoisonError::into_inner) = mirror;
     }
 
     /// What waits now.
@@ -152,6 +168,13 @@ impl FrameSink for OutputPath {
             Held::Shut => {}
         }
         Ok(())
+    }
+
+    fn received(&self, port: u8, frame: &[u8]) {
+        let mirror = self.mirror.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mirror) = mirror.as_ref() {
+            mirror.copy(Epoch(self.open.load(Ordering::Acquire)), port, frame);
+        }
     }
 }
 

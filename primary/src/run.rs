@@ -29,6 +29,7 @@ use crate::control::{self, ControlThread};
 use crate::core::{Event, Mode, Pipeline, Policy};
 use crate::epoch::{self, EpochThread};
 use crate::error::PrimaryError;
+use crate::mirror::{self, Mirror};
 use crate::output::OutputPath;
 use crate::sender::{self, SenderThread};
 use crate::shared::{Made, News, ORDERS, Order, Shared};
@@ -109,6 +110,8 @@ struct RoleThread {
     end: Option<End>,
     broken: Option<String>,
     machine_ended: bool,
+    /// The link's mirror, until the gate closes.
+    mirror: Option<Mirror>,
     news: Receiver<News>,
 }
 
@@ -161,6 +164,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         end: None,
         broken: None,
         machine_ended: false,
+        mirror: None,
         news,
     };
     role.live(shutdown);
@@ -311,7 +315,10 @@ impl RoleThread {
         // A frame that hangs in a port for longer than the bound is tried again: the record must not be written before it is out.
         for _ in 0..3 {
             match self.shared.output.gate(generation) {
-                Ok(()) => return self.mode(Mode::Gated),
+                Ok(()) => {
+                    self.shared.output.mirror_to(self.mirror.take());
+                    return self.mode(Mode::Gated);
+                }
                 Err(error) => tracing::warn!(%error, "closing the output gate"),
             }
         }
@@ -444,9 +451,15 @@ impl RoleThread {
             stall_ns: config.bound_ns,
         };
         let detector = Detector::new(config.heartbeat_ns, config.bound_ns, now);
-        let mut link = LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, threads: Vec::new(), sequence: 0 };
-        let threads = spawn("sender", move || sender::run(sending))
-            .and_then(|one| Ok([one, spawn("control", move || control::run(receiving))?]));
+        let mut link =
+            LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, threads: Vec::new(), sequence: 0 };
+        let (mirror, copies) = Mirror::new();
+        let (generation, control) = (self.setup.node.generation(), Arc::clone(&link.control));
+        let threads = spawn("sender", move || sender::run(sending)).and_then(|one| {
+            let two = spawn("control", move || control::run(receiving))?;
+            Ok([one, two, spawn("mirror", move || mirror::run(&copies, generation, &control))?])
+        });
+        self.mirror = Some(mirror);
         match threads {
             Ok(threads) => link.threads.extend(threads),
             Err(error) => {
@@ -465,6 +478,8 @@ impl RoleThread {
     }
 
     fn drop_link(&mut self) {
+        self.mirror = None;
+        self.shared.output.mirror_to(None);
         let Some(link) = self.link.take() else { return };
         link.gone.store(true, Ordering::Release);
         self.shared.order(Order::Unlink);

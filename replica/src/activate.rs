@@ -16,6 +16,8 @@ pub(crate) struct Started {
     pub(crate) epoch: types::Epoch,
     /// Committed frames that were sent again.
     pub(crate) resent: usize,
+    /// Frames that the guest had received after the activation point and is given again.
+    pub(crate) replayed: usize,
 }
 
 /// Brings the machine to the activation point and starts it.
@@ -35,12 +37,14 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     let state: MachineState =
         checkpoint::codec::decode(&held.machine).map_err(|source| ReplicaError::State { epoch: held.epoch, source })?;
     machine.restore(&state)?;
+    let input = shared.received().take(held.epoch);
+    let replayed = machine.replay_input(input.into_iter().map(|frame| (frame.port, frame.bytes)));
     let resent = resend(machine, &held);
     machine.start()?;
     for (port, frame) in machine.announcements() {
         write(machine, port, &frame);
     }
-    Ok(Started { epoch: held.epoch, resent })
+    Ok(Started { epoch: held.epoch, resent, replayed })
 }
 
 /// Sends again what is committed and may not have left the primary. Duplicates are harmless to TCP; console bytes are not sent twice.

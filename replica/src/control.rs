@@ -39,9 +39,18 @@ impl ControlThread {
         let link = self.link;
         match message::decode(bytes).map_err(|error| error.to_string())? {
             Message::Heartbeat { .. } => {}
+            Message::Input { generation, frames } => {
+                let (ours, committed) = {
+                    let staging = self.shared.staging();
+                    (staging.generation(), staging.committed())
+                };
+                if generation == ours {
+                    self.shared.received().add(frames, committed);
+                }
+            }
             Message::Recorded { generation } => self.shared.tell(News::Recorded { link, generation }),
             Message::Shutdown { reason } => self.shared.tell(News::PeerShutdown { link, reason }),
-            other => return Err(format!("the primary sent {other:?} where only heartbeats, Recorded and Shutdown can come")),
+            other => return Err(format!("the primary sent {other:?} where only heartbeats, Input, Recorded and Shutdown can come")),
         }
         self.shared.heard_ns.store(monotonic_ns(), Ordering::Release);
         Ok(())

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
 use checkpoint::GuestShape;
+use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
 use transport::tcp::Listener;
 use transport::{Geometry, Staging, StandbyLink, StandbyPending};
 use types::{Generation, NodeId, VmId};

@@ -20,6 +20,7 @@ pub mod core;
 mod data;
 mod error;
 mod greet;
+mod input;
 mod run;
 mod shared;
 

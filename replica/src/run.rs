@@ -28,6 +28,7 @@ use crate::core::{Event, Standby};
 use crate::data::{self, DataThread};
 use crate::error::ReplicaError;
 use crate::greet::{self, Door, Linked};
+use crate::input::Received;
 use crate::shared::{News, Shared};
 
 /// Work for the apply thread that may wait; each holds a staging slot, which bounds it from below as well.
@@ -138,8 +139,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
         spawn("greeter", move || greet::run(&shared, &door, &listener))?;
     }
     report(NodeEventKind::Ready);
-    let mut role =
-        RoleThread { machine, node, arbiter, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
+    let mut role = RoleThread { machine, node, arbiter, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
     role.live(shutdown);
     role.door.closed.store(true, Ordering::Release);
     role.drop_link();
@@ -221,7 +221,7 @@ impl RoleThread {
         let started = activate(&self.shared, &mut self.machine);
         let activation_us = monotonic_ns().saturating_sub(granted) / 1000;
         self.done = Some(started.map(|started| {
-            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, resent = started.resent, "activated");
+            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, resent = started.resent, replayed = started.replayed, "activated");
             (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us });
         }));
     }
@@ -301,6 +301,7 @@ impl RoleThread {
         self.shared.heard_ns.store(now, Ordering::Release);
         self.shared.apply(Job::Forget);
         *self.shared.staging() = Standby::new(generation);
+        *self.shared.received() = Received::default();
         let gone = Arc::new(AtomicBool::new(false));
         let data = DataThread {
             shared: Arc::clone(&self.shared),

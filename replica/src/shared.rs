@@ -12,6 +12,7 @@ use types::{Epoch, Generation};
 
 use crate::apply::Job;
 use crate::core::{Action, Event, LinkFault, Standby};
+use crate::input::Received;
 
 /// News for the role thread.
 pub(crate) enum News {
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) map: GuestMap,
     pub(crate) report: Report,
     staging: Mutex<Standby>,
+    received: Mutex<Received>,
     apply: Sender<Job>,
     role: Sender<News>,
     /// When something last came from the primary, CLOCK_MONOTONIC nanoseconds.
@@ -41,7 +43,8 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(map: GuestMap, report: Report, apply: Sender<Job>, role: Sender<News>) -> Arc<Shared> {
         let staging = Mutex::new(Standby::new(Generation(0)));
-        Arc::new(Shared { map, report, staging, apply, role, heard_ns: AtomicU64::new(types::clock::monotonic_ns()) })
+        let received = Mutex::new(Received::default());
+        Arc::new(Shared { map, report, staging, received, apply, role, heard_ns: AtomicU64::new(types::clock::monotonic_ns()) })
     }
 
     /// The staging machine.
@@ -94,9 +97,15 @@ impl Shared {
         }
         drop(staging);
         if committed {
+            self.received().committed(epoch);
             self.apply(Job::Epoch(Box::new(complete)));
         }
         Ok(committed.then_some(epoch))
+    }
+
+    /// What the guest received at the primary.
+    pub(crate) fn received(&self) -> MutexGuard<'_, Received> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn apply(&self, job: Job) {

@@ -344,6 +344,13 @@ impl Machine {
         self.nets.iter().enumerate().flat_map(of_port).collect()
     }
 
+    /// Has the guest receive `frames` (each with its port) before anything from the network: what it had been given after the state that was restored.
+    /// Before `start`. Returns how many there was room for.
+    pub fn replay_input(&self, frames: impl IntoIterator<Item = (u8, Vec<u8>)>) -> usize {
+        let give = |(port, frame): (u8, Vec<u8>)| self.nets.get(usize::from(port)).is_some_and(|net| lock(&net.card).replay(frame));
+        frames.into_iter().map(give).filter(|taken| *taken).count()
+    }
+
     /// Offers frames again that a sink refused with `SinkFull`.
     pub fn retry_output(&self) {
         self.worker_handle.retry();

@@ -15,6 +15,12 @@ pub trait FrameSink: Send + Sync {
     /// # Errors
     /// `SinkFull`: the frame was not taken; the device leaves it in the ring until `Machine::retry_output`.
     fn send(&self, port: u8, frame: &[u8]) -> Result<(), SinkFull>;
+
+    /// Told of each frame from the network right after the guest was given it, on the same thread under the same lock; must not block. What a guest that
+    /// is set back to an earlier state has to be given again.
+    fn received(&self, port: u8, frame: &[u8]) {
+        let _ = (port, frame);
+    }
 }
 
 /// Takes the bytes a guest writes to its serial console. Called on vCPU threads: it must not block.

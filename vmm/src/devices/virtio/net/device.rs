@@ -4,6 +4,8 @@
 //! Guards S1 (the sink is the only way out), S5 (ring and buffers are written through vm-memory, completely, before a batch ends) and S7
 //! (a hostile ring breaks this card with a reason; work per batch is bounded whatever the ring says).
 
+use std::collections::VecDeque;
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,12 +57,17 @@ pub struct NetConfig {
     pub mac: Mac,
 }
 
+/// Frames that wait to be replayed at most: four times what a receive queue holds.
+pub const REPLAY_MAX: usize = 4 * QUEUE_SIZE_MAX as usize;
+
 /// A network card. Behind a mutex, shared by the transport (vCPU threads), the worker and whoever saves it.
 pub struct NetDevice {
     config: NetConfig,
     core: VirtioCore,
     sink: Arc<dyn FrameSink>,
     source: Box<dyn FrameSource>,
+    /// Frames for the guest that come before anything from `source`.
+    replayed: VecDeque<Vec<u8>>,
     learned: Learned,
     metrics: Arc<NetMetrics>,
     sink_full: bool,
@@ -90,6 +97,7 @@ impl NetDevice {
             core: VirtioCore::new(&name, memory, F_VERSION_1 | F_EVENT_IDX | F_NET_MAC, 2)?,
             sink,
             source,
+            replayed: VecDeque::new(),
             learned: Learned::default(),
             metrics: Arc::new(NetMetrics::default()),
             sink_full: false,
@@ -156,6 +164,16 @@ impl NetDevice {
         Ok(stale)
     }
 
+    /// Gives the guest `frame` before anything from the network: what it had been given after the state that it was restored from. At most
+    /// [`REPLAY_MAX`] frames, the rest is lost as on any network; false then. Before the first start.
+    pub fn replay(&mut self, frame: Vec<u8>) -> bool {
+        let room = self.replayed.len() < REPLAY_MAX && frame.len() <= FRAME_MAX;
+        if room {
+            self.replayed.push_back(frame);
+        }
+        room
+    }
+
     /// Guest to sink. True if there may be more to send.
     fn transmit(&mut self, leave: &AtomicBool) -> Result<bool, RingError> {
         let Self { core, segments, tx_buffer, metrics, .. } = self;
@@ -206,7 +224,7 @@ impl NetDevice {
 
     /// TAP to guest.
     fn receive(&mut self, leave: &AtomicBool) -> Result<Batch, RingError> {
-        let Self { core, segments, rx_buffer, metrics, source, .. } = self;
+        let Self { core, segments, rx_buffer, metrics, source, replayed, sink, config, .. } = self;
         let (memory, interrupt, queues) = core.parts();
         let queue = &mut queues[RX];
         let mut completed = 0;
@@ -224,7 +242,7 @@ impl NetDevice {
                 break;
             }
             queue.refuse_kicks(memory)?;
-            let length = match source.read_frame(&mut rx_buffer[HEADER..]) {
+            let length = match next_frame(replayed, &mut **source, &mut rx_buffer[HEADER..]) {
                 Ok(Some(length)) => length,
                 Ok(None) => {
                     outcome.more = false;
@@ -233,7 +251,7 @@ impl NetDevice {
                 Err(error) => {
                     add(&metrics.rx_errors, 1);
                     if !self.source_failed {
-                        tracing::warn!(port = self.config.port, %error, "cannot read from the TAP; trying again at the guest's next kick");
+                        tracing::warn!(port = config.port, %error, "cannot read from the TAP; trying again at the guest's next kick");
                     }
                     self.source_failed = true;
                     outcome = Batch { more: false, wants_input: false, sink_full: false };
@@ -251,6 +269,7 @@ impl NetDevice {
                 continue;
             };
             queue.complete(memory, head, written)?;
+            sink.received(config.port, &rx_buffer[HEADER..HEADER + length]);
             add(&metrics.rx_frames, 1);
             add(&metrics.rx_bytes, length as u64);
             completed += 1;
@@ -270,6 +289,16 @@ impl NetDevice {
 }
 
 /// Copies a chain that the guest wants sent into `buffer`. The number of bytes, header included.
+/// The next frame for the guest into `buffer`: one to be replayed, or else one from the network.
+fn next_frame(replayed: &mut VecDeque<Vec<u8>>, source: &mut dyn FrameSource, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let Some(frame) = replayed.pop_front() else {
+        return source.read_frame(buffer);
+    };
+    let length = frame.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&frame[..length]);
+    Ok(Some(length))
+}
+
 fn gather(memory: &GuestMemory, segments: &[Segment], buffer: &mut [u8], head: u16) -> Result<usize, RingError> {
     if segments.iter().any(|segment| segment.device_writes) {
         return Err(RingError::Direction { queue: TX, head, access: "read" });
