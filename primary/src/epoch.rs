@@ -29,8 +29,8 @@ pub(crate) struct EpochThread {
 
 /// Runs until [`Order::Stop`].
 pub(crate) fn run(thread: EpochThread) {
-    // An epoch's deadline is a tenth of a millisecond away: the default slack of 50 us is half of it.
-    crate::shared::precise_timers();
+    // An epoch's deadline is a tenth of a millisecond away: the default slack of timers is half of it.
+    types::thread::urgent(types::thread::Urgency::Capture);
     let shared = Arc::clone(&thread.shared);
     let mut state = Loop { thread, link: None, held: None, todo: VecDeque::new() };
     loop {

@@ -41,7 +41,7 @@ impl Mirror {
 
 /// Sends copies until the near end is dropped or the link fails.
 pub(crate) fn run(frames: &Receiver<InputFrame>, generation: Generation, control: &Arc<dyn ControlSender>) {
-    crate::shared::precise_timers();
+    types::thread::precise_timers();
     let mut last = Instant::now();
     while let Ok(first) = frames.recv() {
         if let Some(left) = SPACING.checked_sub(last.elapsed()) {

@@ -218,6 +218,7 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<Joi
 
 impl RoleThread {
     fn live(&mut self, shutdown: &AtomicBool) {
+        types::thread::urgent(types::thread::Urgency::Pulse);
         let machine_events = self.setup.machine.events().clone();
         let answers = self.setup.arbiter.answers().clone();
         let news = self.news.clone();

@@ -193,10 +193,3 @@ impl Shared {
         self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Asks the kernel to wake the calling thread within a microsecond of its deadlines instead of 50 (prctl(2), PR_SET_TIMERSLACK).
-pub(crate) fn precise_timers() {
-    if let Err(error) = nix::sys::prctl::set_timerslack(1) {
-        tracing::debug!(%error, "timers stay coarse");
-    }
-}

@@ -20,6 +20,7 @@ pub(crate) struct ControlThread {
 
 /// Runs until the link fails or is not wanted any more.
 pub(crate) fn run(mut thread: ControlThread) {
+    types::thread::urgent(types::thread::Urgency::Commit);
     while !thread.gone.load(Ordering::Acquire) {
         let cause = match thread.receiver.receive(LINK_POLL) {
             Ok(None) => continue,

@@ -34,6 +34,7 @@ pub(crate) struct DataThread {
 
 /// Runs until the link fails or is not wanted any more.
 pub(crate) fn run(mut thread: DataThread) {
+    types::thread::urgent(types::thread::Urgency::Commit);
     let mut assembler = Assembler::new(thread.generation);
     while !thread.gone.load(Ordering::Acquire) {
         let cause = match thread.receiver.receive(LINK_POLL) {
@@ -94,12 +95,7 @@ impl DataThread {
 
     /// Compares all of guest memory with the primary's after the epoch is applied. The next epoch waits: this is for tests and for finding faults.
     fn verify(&self, epoch: Epoch, memory: Box<checkpoint::MemoryDigest>) -> Result<(), String> {
-        while self.shared.staging().applied() < epoch {
-            if self.gone.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            std::thread::yield_now();
-        }
+        // Behind the epoch itself in the apply thread's queue.
         let (answer, difference) = bounded(1);
         self.shared.apply(Job::Compare(memory, answer));
         match difference.recv() {

@@ -157,6 +157,7 @@ fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<Joi
 
 impl RoleThread {
     fn live(&mut self, shutdown: &AtomicBool) {
+        types::thread::urgent(types::thread::Urgency::Pulse);
         self.raise(RoleEvent::StartStandby);
         let answers = self.arbiter.answers().clone();
         let news = self.news.clone();

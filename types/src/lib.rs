@@ -8,6 +8,7 @@ pub mod event;
 pub mod fault;
 mod ids;
 mod output;
+pub mod thread;
 mod token;
 
 pub use ids::{Epoch, Generation, Gfn, NodeId, VmId};

@@ -229,6 +229,7 @@ struct Loop<'a> {
 
 impl Loop<'_> {
     fn run(mut self) {
+        types::thread::urgent(types::thread::Urgency::Capture);
         let mut events = [EpollEvent::default(); EVENTS_MAX];
         loop {
             let busy = self.served.iter().any(|served| served.ready);
