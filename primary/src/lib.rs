@@ -29,7 +29,7 @@ mod start;
 mod stats;
 mod sync;
 
-pub use capture::{CaptureBuffer, Captured, capture};
+pub use capture::{CaptureBuffer, Captured, Order, capture};
 pub use error::PrimaryError;
 pub use output::{ConsoleOut, OutputPath};
 pub use run::{End, PrimaryConfig, Setup, run};
