@@ -7,23 +7,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use types::clock::monotonic_ns;
 use types::{Epoch, Generation};
 use vmm::Paused;
 
-use crate::capture::{self, CaptureBuffer};
+use crate::capture;
 use crate::core::Event;
 use crate::sender::{Job, LinkHandle};
 use crate::shared::{News, Order, Shared};
-use crate::sync::{Copying, copy_memory, next_buffer};
+use crate::sync::{Copying, Pool, copy_memory};
 
 /// What the thread works with.
 pub(crate) struct EpochThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) orders: Receiver<Order>,
-    pub(crate) free: Receiver<CaptureBuffer>,
-    pub(crate) give: Sender<CaptureBuffer>,
+    pub(crate) pool: Pool,
     pub(crate) verify: bool,
 }
 
@@ -118,7 +117,7 @@ impl<'m> Loop<'m> {
     fn copy(&mut self, shared: &Shared, copying: Copying) {
         let link = copying.link;
         self.link = Some(LinkHandle { jobs: copying.jobs.clone(), gone: Arc::clone(&copying.gone) });
-        match copy_memory(shared, &self.thread.free, &copying) {
+        match copy_memory(shared, &self.thread.pool, &copying) {
             Ok(true) => shared.tell(News::SyncReady { link }),
             Ok(false) => {}
             Err(error) => shared.tell(News::LinkLost { link, cause: error.to_string() }),
@@ -135,7 +134,7 @@ impl<'m> Loop<'m> {
 
     fn end(&mut self, generation: Generation, epoch: Epoch) {
         let shared = Arc::clone(&self.thread.shared);
-        let buffer = self.link.as_ref().and_then(|link| next_buffer(&self.thread.free, &link.gone));
+        let buffer = self.link.as_ref().and_then(|link| self.thread.pool.next(&link.gone));
         let Some(buffer) = buffer else {
             self.raise(Event::CaptureFailed { generation, epoch });
             return;
@@ -154,7 +153,7 @@ impl<'m> Loop<'m> {
             Err((error, buffer)) => {
                 tracing::warn!(%epoch, %error, "capture failed; the guest runs on and its dirty pages are in the next epoch");
                 shared.flights().put(set);
-                let _ = self.thread.give.send(buffer);
+                self.thread.pool.put(buffer);
                 self.raise(Event::CaptureFailed { generation, epoch });
             }
         }
@@ -167,7 +166,7 @@ impl<'m> Loop<'m> {
         };
         if let Some(job) = lost {
             // The link's loss is on its way through the role thread; the buffer must not be lost with it.
-            let _ = self.thread.give.send(job.into_buffer());
+            self.thread.pool.put(job.into_buffer());
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::mirror::{self, Mirror};
 use crate::output::OutputPath;
 use crate::sender::{self, SenderThread};
 use crate::shared::{Made, News, ORDERS, Order, Shared};
-use crate::sync::Copying;
+use crate::sync::{Copying, Pool};
 
 /// A line of samples this often.
 const SAMPLES_NS: u64 = 100_000_000;
@@ -137,7 +137,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     attach(&shared);
     let epoch_thread = {
         let verify = setup.config.verify_memory;
-        let thread = EpochThread { shared: Arc::clone(&shared), orders, free, give: give.clone(), verify };
+        let thread = EpochThread { shared: Arc::clone(&shared), orders, pool: Pool { free, give: give.clone() }, verify };
         spawn("epoch", move || epoch::run(thread))?
     };
     let (wanted, wants) = bounded(1);

@@ -38,7 +38,7 @@ pub(crate) struct Copying {
 }
 
 /// Copies memory round by round; `true` when only a small rest is left, which is given back to the tracker for epoch 1. `false`: the link is gone.
-pub(crate) fn copy_memory(shared: &Shared, free: &Receiver<CaptureBuffer>, copying: &Copying) -> Result<bool, PrimaryError> {
+pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Result<bool, PrimaryError> {
     let machine = &shared.machine;
     let total = machine.slots().pages();
     let mut set = DirtySet::new(machine.slots());
@@ -53,16 +53,18 @@ pub(crate) fn copy_memory(shared: &Shared, free: &Receiver<CaptureBuffer>, copyi
     for round in 1.. {
         let pages: Vec<Gfn> = set.iter().collect();
         for part in pages.chunks(copying.pages_per_part.max(1)) {
-            let Some(mut buffer) = next_buffer(free, &copying.gone) else { return Ok(false) };
+            let Some(mut buffer) = pool.next(&copying.gone) else { return Ok(false) };
             chunk.clear();
             part.iter().for_each(|gfn| {
                 chunk.insert(*gfn);
             });
             if let Err(error) = buffer.copy(machine.memory(), &chunk) {
+                pool.put(buffer);
                 return Err(error);
             }
             let job = Job::Sync { buffer, index, generation: copying.generation };
-            if copying.jobs.send(job).is_err() {
+            if let Err(rest) = copying.jobs.send(job) {
+                pool.put(rest.0.into_buffer());
                 return Ok(false);
             }
             types::fault::reach(types::fault::Point::MidSync);
@@ -89,15 +91,29 @@ pub(crate) fn copy_memory(shared: &Shared, free: &Receiver<CaptureBuffer>, copyi
 /// A progress line every so many parts.
 const PROGRESS_PARTS: u32 = 64;
 
-/// The next free buffer; `None` when the link goes away first.
-pub(crate) fn next_buffer(free: &Receiver<CaptureBuffer>, gone: &AtomicBool) -> Option<CaptureBuffer> {
-    loop {
-        if let Ok(buffer) = free.recv_timeout(crate::sender::LINK_POLL) {
-            return Some(buffer);
+/// The capture buffers that nobody uses now.
+pub(crate) struct Pool {
+    pub(crate) free: Receiver<CaptureBuffer>,
+    pub(crate) give: Sender<CaptureBuffer>,
+}
+
+impl Pool {
+    /// The next free buffer; `None` when the link goes away first.
+    pub(crate) fn next(&self, gone: &AtomicBool) -> Option<CaptureBuffer> {
+        loop {
+            if let Ok(buffer) = self.free.recv_timeout(crate::sender::LINK_POLL) {
+                return Some(buffer);
+            }
+            if gone.load(Ordering::Acquire) {
+                // The sender gives its buffers back when it ends: one of them will do for the next link.
+                return None;
+            }
         }
-        if gone.load(Ordering::Acquire) {
-            // The sender gives its buffers back when it ends: one of them will do for the next link.
-            return None;
-        }
+    }
+
+    /// Takes a buffer back.
+    pub(crate) fn put(&self, buffer: CaptureBuffer) {
+        // This end holds the receiver: it cannot be gone.
+        let _ = self.give.send(buffer);
     }
 }

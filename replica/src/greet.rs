@@ -171,7 +171,8 @@ mod tests {
 
     #[test]
     fn every_wrong_primary_is_told_what_is_wrong() {
-        let wrong: [(&str, fn(&mut Hello)); 6] = [
+        type Change = fn(&mut Hello);
+        let wrong: [(&str, Change); 6] = [
             ("VM", |h| h.vm = VmId("other".to_owned())),
             ("named", |h| h.node = NodeId("b".to_owned())),
             ("is over", |h| h.generation = Generation(2)),
