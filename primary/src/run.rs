@@ -345,6 +345,12 @@ impl RoleThread {
     }
 
     fn beat(&mut self, now: u64) {
+        let gap_ns = now.saturating_sub(self.shared.looked_ns.load(Ordering::Acquire));
+        if gap_ns > self.setup.config.bound_ns && self.link.is_some() {
+            // Before the control thread, which may have woken with a commit in its hands, can see that this thread is awake again.
+            self.shared.raise(Event::HoldRelease(true));
+            self.raise(RoleEvent::Stalled { gap_ns });
+        }
         self.shared.looked_ns.store(now, Ordering::Release);
         let generation = self.setup.node.generation();
         let heard = self.shared.heard_ns.load(Ordering::Acquire);

@@ -12,8 +12,8 @@ pub struct Commit {
 }
 
 impl Commit {
-    /// Made by the primary's pure core, and nowhere else, for one of two reasons: the standby has said that it holds all of `epoch`,
-    /// verified; or the arbiter has confirmed that no standby is recorded, so that no other node can ever activate from an older state.
+    /// Made by the primary's pure core, and nowhere else, when the standby has said that it holds all of `epoch`, verified. (Output that leaves because
+    /// the arbiter confirmed that no standby is recorded has a proof of its own: `net_buffer::StruckOut`.)
     #[must_use]
     pub fn attest(generation: Generation, epoch: Epoch) -> Commit {
         Commit { generation, epoch }
