@@ -256,7 +256,7 @@ impl Pipeline {
     /// When [`Event::Tick`] is wanted next, if at all.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        if self.may_end() { Some(self.timing.deadline_ns(self.open)) } else { None }
+        if self.may_end() { Some(self.timing.deadline_ns(self.open, !self.in_flight.is_empty())) } else { None }
     }
 
     /// Takes one event at `now_ns` (monotonic) and appends what must be done to `actions`. Never panics.
@@ -447,7 +447,7 @@ impl Pipeline {
         if !self.may_end() {
             return;
         }
-        if let Some(reason) = self.timing.end_reason(self.open, now_ns) {
+        if let Some(reason) = self.timing.end_reason(self.open, !self.in_flight.is_empty(), now_ns) {
             self.ending = true;
             actions.push(Action::EndEpoch { generation: self.generation, epoch: self.open, reason });
         } else if self.timing.sample_due(now_ns) {

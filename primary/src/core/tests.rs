@@ -4,6 +4,9 @@ use super::*;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
+/// The defaults' bounds on how long output waits: with commits outstanding, and without.
+const WAIT: u64 = 200 * US;
+const GATHER: u64 = 15 * US;
 const G: Generation = Generation(3);
 
 struct Bench {
@@ -57,7 +60,8 @@ impl Bench {
     /// Ends the open epoch on output, captures and sends it.
     fn output_epoch(&mut self, epoch: u64) {
         self.put(Event::Output { first: true, pressure: false });
-        assert_eq!(self.after(100 * US), [end(epoch, EndReason::Output)]);
+        let ended = self.after(WAIT);
+        assert_eq!(ended, [end(epoch, EndReason::Output)]);
         self.captured(epoch);
         self.sent(epoch);
     }
@@ -94,19 +98,35 @@ fn a_commit_releases_nothing_before_protection_and_everything_so_far_with_it() {
 fn output_ends_its_epoch_after_its_bound_and_not_before() {
     let mut bench = Bench::protected();
     bench.put(Event::Output { first: true, pressure: false });
-    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + 100 * US));
-    assert_eq!(bench.after(99 * US), []);
+    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + GATHER));
+    assert_eq!(bench.after(GATHER - US), []);
     assert_eq!(bench.after(US), [end(2, EndReason::Output)]);
+}
+
+#[test]
+fn output_waits_longer_while_a_commit_is_outstanding_and_ends_its_epoch_with_that_commit() {
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + WAIT));
+    assert_eq!(bench.after(GATHER), []);
+    assert_eq!(bench.committed(2), [release(2), end(3, EndReason::Output)]);
+
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.after(WAIT - US), []);
+    assert_eq!(bench.after(US), [end(3, EndReason::Output)]);
 }
 
 #[test]
 fn output_reported_while_an_epoch_ends_is_not_forgotten() {
     let mut bench = Bench::protected();
     bench.put(Event::Output { first: true, pressure: false });
-    bench.after(100 * US);
+    bench.after(WAIT);
     bench.put(Event::Output { first: true, pressure: false });
     assert_eq!(bench.captured(2), []);
-    assert_eq!(bench.after(100 * US), [end(3, EndReason::Output)]);
+    assert_eq!(bench.after(WAIT), [end(3, EndReason::Output)]);
 }
 
 #[test]

@@ -10,8 +10,10 @@ use super::EndReason;
 /// When epochs end. Times in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// How long output waits at most before its epoch ends. Long enough to gather the segments of one burst, far below a network round trip.
+    /// How long output waits at most before its epoch ends while commits are outstanding: then it is better to gather more and pause less often.
     pub output_wait_ns: u64,
+    /// How long output waits while no commit is outstanding: long enough for the device to hand over the rest of one burst.
+    pub gather_ns: u64,
     /// Dirty pages that end an epoch: 4096 pages pause the guest for about 1.7 ms.
     pub dirty_budget_pages: u64,
     /// Something dirty is sent after so long at the latest: bounds what a failover takes back from a guest that says nothing.
@@ -27,7 +29,8 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
-            output_wait_ns: 100_000,
+            output_wait_ns: 200_000,
+            gather_ns: 15_000,
             dirty_budget_pages: 4096,
             longest_ns: 25_000_000,
             max_in_flight: 4,
@@ -141,7 +144,14 @@ impl Timing {
         self.retry_ns = self.retry_ns.saturating_mul(2).min(self.policy.longest_ns.max(CAPTURE_RETRY_NS));
     }
 
-    pub(super) fn end_reason(&self, open: Epoch, now_ns: u64) -> Option<EndReason> {
+    /// When the output that is pending now has waited long enough.
+    fn output_due_ns(&self, outstanding: bool) -> Option<u64> {
+        let wait = if outstanding { self.policy.output_wait_ns } else { self.policy.gather_ns.min(self.policy.output_wait_ns) };
+        self.output_since_ns.map(|since| since.saturating_add(wait))
+    }
+
+    /// Why the open epoch should end now, if it should. `outstanding`: epochs are in flight.
+    pub(super) fn end_reason(&self, open: Epoch, outstanding: bool, now_ns: u64) -> Option<EndReason> {
         if now_ns < self.not_before_ns {
             return None;
         }
@@ -151,7 +161,7 @@ impl Timing {
         if self.pressure {
             return Some(EndReason::Pressure);
         }
-        if self.output_since_ns.is_some_and(|since| now_ns >= since.saturating_add(self.policy.output_wait_ns)) {
+        if self.output_due_ns(outstanding).is_some_and(|due| now_ns >= due) {
             return Some(EndReason::Output);
         }
         if self.dirty_pages >= self.policy.dirty_budget_pages.max(1) {
@@ -170,13 +180,14 @@ impl Timing {
         due
     }
 
-    pub(super) fn deadline_ns(&self, open: Epoch) -> u64 {
+    /// When [`Timing::end_reason`] or [`Timing::sample_due`] will have something to say.
+    pub(super) fn deadline_ns(&self, open: Epoch, outstanding: bool) -> u64 {
         let mut at = self.sample_at_ns;
         if open == Epoch::NONE.next() || self.pressure {
             at = 0;
         }
-        if let Some(since) = self.output_since_ns {
-            at = at.min(since.saturating_add(self.policy.output_wait_ns));
+        if let Some(due) = self.output_due_ns(outstanding) {
+            at = at.min(due);
         }
         if self.dirty_pages > 0 {
             at = at.min(self.opened_ns.saturating_add(self.policy.longest_ns));
