@@ -16,6 +16,8 @@ use tempfile::TempDir;
 use types::event::{NodeEventKind, Protection};
 
 use crate::error::BenchError;
+use crate::report::{Goal, Report};
+use crate::stats::median;
 
 /// A node has nothing to do before it is ready but to reserve memory.
 const READY_BOUND: Duration = Duration::from_secs(20);
@@ -70,6 +72,30 @@ impl Context<'_> {
     }
 }
 
+/// What a primary told of its epochs, one value for each.
+#[derive(Debug, Default)]
+pub struct Epochs {
+    /// Dirty pages.
+    pub pages: Vec<f64>,
+    /// Stop to resumed.
+    pub pause_us: Vec<f64>,
+    /// Resumed to commit received.
+    pub commit_us: Vec<f64>,
+}
+
+impl Epochs {
+    /// Adds their medians to the table, below the figure that they explain.
+    ///
+    /// # Errors
+    /// There were no epochs.
+    pub fn explain(&self, report: &mut Report) -> Result<(), BenchError> {
+        report.add("  meanwhile: dirty pages of an epoch, p50", median("epochs", &self.pages)?, "pages", None, Goal::Informative);
+        report.add("  meanwhile: pause, p50", median("epochs", &self.pause_us)?, "us", None, Goal::Informative);
+        report.add("  meanwhile: resumed to committed, p50", median("epochs", &self.commit_us)?, "us", None, Goal::Informative);
+        Ok(())
+    }
+}
+
 /// A running guest in a world of its own.
 #[derive(Debug)]
 pub struct Rig {
@@ -115,6 +141,21 @@ impl Rig {
             matches!(event.what, NodeEventKind::State { protection: Protection::Protected, .. }).then_some(())
         })?;
         Ok(Rig { primary, standby: Some(standby), world, _directory: directory })
+    }
+
+    /// What the primary has told of its epochs since `from_ns` (CLOCK_MONOTONIC): one value for each epoch.
+    #[must_use]
+    pub fn epochs_since(&self, from_ns: u64) -> Epochs {
+        let mut epochs = Epochs::default();
+        for event in self.primary.events().iter().filter(|event| event.at_ns > from_ns) {
+            if let NodeEventKind::Samples { pages, pause_us, commit_us, .. } = &event.what {
+                let extend = |to: &mut Vec<f64>, from: &[u32]| to.extend(from.iter().copied().map(f64::from));
+                extend(&mut epochs.pages, pages);
+                extend(&mut epochs.pause_us, pause_us);
+                extend(&mut epochs.commit_us, commit_us);
+            }
+        }
+        epochs
     }
 
     /// The world.
