@@ -1,7 +1,7 @@
 //! One pause: everything the guest feels of a checkpoint. pause -> machine state -> dirty set -> copy of the pages -> seal -> resume.
 //!
 //! Lives here: the buffers that a capture fills (allocated once, registered once) and the capture itself. Not here: when it happens
-//! ([`crate::core`]) and what becomes of it (`sender.rs`). Guards S5 (state before dirty log, dirty log before pages, all while nothing runs) and S6
+//! ([`crate::core`]) and what becomes of it (`sender.rs`). Guards S5 (devices' state before dirty log, dirty log before pages, all while nothing runs) and S6
 //! (whatever fails, the dirty set is given back and the guest runs on: `Paused` resumes when dropped).
 
 use std::sync::Arc;
@@ -176,9 +176,8 @@ struct Parts {
 fn paused(order: &Order<'_>, buffer: &mut CaptureBuffer, set: &mut DirtySet) -> Result<Parts, PrimaryError> {
     let start = Instant::now();
     let mut paused = order.machine.pause()?;
-    let machine = paused.capture()?;
-    paused.collect_dirty(set)?;
-    buffer.copy(order.machine.memory(), set)?;
+    let (machine, copied) = paused.capture_with_dirty(set, |set| buffer.copy(order.machine.memory(), set))?;
+    copied?;
     types::fault::reach(types::fault::Point::MidPause);
     let digesting = Instant::now();
     let memory = order.verify.then(|| digest_memory(order.machine)).transpose()?;

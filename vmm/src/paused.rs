@@ -33,6 +33,24 @@ impl<'a> Paused<'a> {
     /// # Errors
     /// When KVM refuses or a vCPU does not answer.
     pub fn capture(&mut self) -> Result<MachineState, VmmError> {
+        Ok(self.capture_while(|_| ())?.0)
+    }
+
+    /// Reads the complete state and, while the vCPUs read theirs, takes the dirty set and has `work` read its pages: what both take of the pause is the
+    /// longer of the two. Devices are read before the dirty set is taken; reading a vCPU's state writes no guest memory (what KVM writes there on a vCPU's
+    /// behalf, clock and steal time, it writes on the way into `KVM_RUN` and out of it: kvm_steal_time_set_preempted in arch/x86/kvm/x86.c writes once an exit).
+    ///
+    /// # Errors
+    /// When KVM refuses or a vCPU does not answer; what was found until then is in `into`.
+    pub fn capture_with_dirty<R>(&mut self, into: &mut DirtySet, work: impl FnOnce(&DirtySet) -> R) -> Result<(MachineState, R), VmmError> {
+        let (state, collected) = self.capture_while(|paused| {
+            paused.collect_dirty(into)?;
+            Ok::<R, VmmError>(work(into))
+        })?;
+        Ok((state, collected?))
+    }
+
+    fn capture_while<R>(&mut self, meanwhile: impl FnOnce(&mut Self) -> R) -> Result<(MachineState, R), VmmError> {
         let machine = self.machine;
         for seat in &machine.seats {
             seat.post(Task::Capture);
@@ -40,11 +58,13 @@ impl<'a> Paused<'a> {
         let vm = VmState::capture(&machine.vm, machine.tsc_khz);
         let nets = machine.nets.iter().map(|net| lock(&net.card).save()).collect();
         let serial = lock(&machine.serial).save();
+        let worked = meanwhile(self);
         // Whatever failed above, the vCPUs' answers are waited for: a task must not be left behind.
         seat::wait_done(&machine.seats, &machine.waiter)?;
         let gone = || Err(VmmError::WrongState { what: "capture the machine", why: "it has been stopped for good" });
         let vcpus = machine.seats.iter().map(|seat| lock(&seat.captured).take().unwrap_or_else(gone));
-        Ok(MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, nets, serial })
+        let state = MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, nets, serial };
+        Ok((state, worked))
     }
 
     /// Takes the pages dirtied since the last collect (device writes too) and re-arms the log.
