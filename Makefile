@@ -52,9 +52,11 @@ test: setup fmt clippy
 	@if [ -e /dev/kvm ]; then export LOCKSTEP_REQUIRE_KVM=1; else echo "no /dev/kvm: the tests on KVM pass by"; fi; \
 	$(CARGO) test --locked --workspace -- $(if $(TEST_THREADS),--test-threads=$(TEST_THREADS))
 
+# Further options for the benchmarks: make bench BENCH="--quick --only pause"
 bench: export PATH := $(PATH):/usr/sbin:/sbin
+bench: NEEDED += redis-benchmark:redis-tools
 bench: build
-	$(CARGO) run --locked --release -p lockstep-bench
+	$(CARGO) run --locked --release -p lockstep-bench -- --out "$${CARGO_TARGET_DIR:-target}/bench" $(BENCH)
 
 clean:
 	$(CARGO) clean
