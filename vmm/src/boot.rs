@@ -61,7 +61,7 @@ unsafe impl ByteValued for Plain<hvm_memmap_table_entry> {}
 /// Where the first vCPU begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    address: u64,
+    pub address: u64,
 }
 
 /// Loads kernel, initial RAM file system, command line and start info into guest memory of `bytes` bytes.

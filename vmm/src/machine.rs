@@ -400,3 +400,7 @@ fn taken_answer(seat: &Seat) -> Result<(), VmmError> {
     let gone = VmmError::WrongState { what: "use a vCPU", why: "the machine has been stopped for good" };
     lock(&seat.answered).take().unwrap_or(Err(gone))
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -155,6 +155,7 @@ impl Vcpu {
                 Err(errno) => After::End(MachineEvent::VcpuError { vcpu: self.seat.index as u8, detail: format!("KVM_RUN: {errno}") }),
             };
             self.synced = self.capturer.kit().sync_regs;
+            let interrupted = matches!(after, After::Continue);
             let half_done = match after {
                 After::Access => true,
                 After::Continue => false,
@@ -181,6 +182,14 @@ impl Vcpu {
             }
             if self.seat.order.load(Ordering::SeqCst) != ORDER_RUN {
                 return;
+            }
+            // Ordered to stop and then to run before this thread looked: a pause that did not wait any longer. The flag would keep the guest out for good.
+            // Cleared before the order is read again, so that whoever gives the next order sets it after this, or is seen here.
+            if interrupted {
+                self.seat.page.set_immediate_exit(false);
+                if self.seat.order.load(Ordering::SeqCst) != ORDER_RUN {
+                    return;
+                }
             }
         }
     }
