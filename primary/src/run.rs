@@ -39,6 +39,8 @@ use crate::sync::{Copying, Pool};
 const SAMPLES_NS: u64 = 100_000_000;
 /// How long a guest that has ended may wait for its last output to be released.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
+/// How long a node that is told to stop waits for the arbiter to release its standby: a file's swap takes milliseconds, an operator waits a second or two.
+const LAST_WORD_NS: u64 = 2_000_000_000;
 
 /// What a primary is told besides its machine.
 #[derive(Clone, Debug)]
@@ -110,6 +112,8 @@ struct RoleThread {
     end: Option<End>,
     broken: Option<String>,
     machine_ended: bool,
+    /// Set when the node was told to stop: until when it waits for the arbiter.
+    give_up_ns: Option<u64>,
     /// The link's mirror, until the gate closes.
     mirror: Option<Mirror>,
     news: Receiver<News>,
@@ -164,6 +168,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         end: None,
         broken: None,
         machine_ended: false,
+        give_up_ns: None,
         mirror: None,
         news,
     };
@@ -249,17 +254,24 @@ impl RoleThread {
                     (self.shared.report)(line);
                 }
             }
-            if shutdown.load(Ordering::Acquire) {
-                return self.interrupted();
+            if shutdown.load(Ordering::Acquire) && self.give_up_ns.is_none() {
+                self.interrupted(now);
+            }
+            if self.give_up_ns.is_some_and(|at| now >= at) {
+                tracing::warn!("the arbiter did not answer in time: its record still names the standby");
+                return;
             }
             self.look_for_standby();
         }
     }
 
-    /// A node that is told to stop takes its guest with it: on purpose, so the standby must not take over.
-    fn interrupted(&mut self) {
-        self.say(&Message::Shutdown { reason: "the primary was told to stop".to_owned() });
-        self.shared.output.shut();
+    /// A node that is told to stop takes its guest with it: on purpose, so the standby must not take over, and is struck out of the record, so that the
+    /// guest can be started again.
+    fn interrupted(&mut self, now: u64) {
+        self.give_up_ns = Some(now + LAST_WORD_NS);
+        if !std::mem::replace(&mut self.machine_ended, true) {
+            self.raise(RoleEvent::GuestEnded { reason: "the primary was told to stop".to_owned() });
+        }
     }
 
     fn raise(&mut self, event: RoleEvent) {
@@ -297,6 +309,7 @@ impl RoleThread {
                 (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
                 self.end = Some(End::Fenced(reason));
             }
+            Role::Finished if self.give_up_ns.is_some() => self.end = Some(End::Interrupted),
             Role::Finished => {
                 let reason = self.ended_reason();
                 self.end.get_or_insert(End::GuestStopped(reason));
