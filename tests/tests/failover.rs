@@ -4,6 +4,7 @@ mod program;
 
 use std::time::Duration;
 
+use lockstep::demo::resp::Reply;
 use lockstep::demo::world::Host;
 use lockstep_tests::e2e::clients::{Clients, under_load};
 use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, prove_memory};
@@ -73,6 +74,46 @@ fn a_guest_outlives_its_standby_gets_another_and_fails_over_to_that() {
         // Read back while the survivor lives.
         second
     });
+
+    assert_eq!(b.activations(), []);
+}
+
+#[test]
+fn a_primary_that_is_told_to_stop_ends_its_guest_and_can_be_started_again() {
+    if !lab::available() {
+        return;
+    }
+    let _watchdog = Watchdog::new(TEST);
+    let lab = Lab::new(program::lockstep(), Guest::default());
+    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a"), &Spec::standby(Host::B, "b"));
+    a.until_protected(0);
+
+    a.terminate().expect("told");
+    assert_eq!(a.until_exit(), Some(0));
+    b.until_state("the guest ended on purpose");
+    let mut again = lab.start(&Spec::primary(Host::A, "a-again").with("node", "a"));
+    again.until_protected(0);
+
+    assert_eq!(b.activations(), [], "a guest that was ended on purpose is not brought back");
+}
+
+#[test]
+fn a_guest_that_powers_off_is_not_brought_back() {
+    if !lab::available() {
+        return;
+    }
+    let _watchdog = Watchdog::new(TEST);
+    let lab = Lab::new(program::lockstep(), Guest::default());
+    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a"), &Spec::standby(Host::B, "b"));
+    let mut guest = lab.connect();
+    a.until_protected(0);
+
+    let reply = guest.ask(&[b"SHUTDOWN"]).expect("the guest's last word is released");
+    assert_eq!(reply, Reply::Status("OK".to_owned()));
+    assert_eq!(a.until_exit(), Some(0));
+    b.until_state("the guest ended on purpose");
+    let mut again = lab.start(&Spec::primary(Host::A, "a-again").with("node", "a"));
+    again.until_protected(0);
 
     assert_eq!(b.activations(), []);
 }

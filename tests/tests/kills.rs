@@ -42,7 +42,13 @@ impl Round {
     fn of(seed: u64) -> Round {
         let mut random = StdRng::seed_from_u64(seed);
         Round {
-            guest: Guest { vcpus: random.random_range(1..=2), tracking: ["bitmap", "ring"][random.random_range(0..2)], ..Guest::default() },
+            guest: Guest {
+                vcpus: random.random_range(1..=2),
+                tracking: ["bitmap", "ring"][random.random_range(0..2)],
+                // The comparison makes epochs wait for each other: without it more of them are under way.
+                verify: random.random_bool(0.5),
+                ..Guest::default()
+            },
             clients: Clients { careful: random.random_range(1..=3), pipelined: random.random_bool(0.5), seed },
             dirty_rate: [0, 2_000, 50_000][random.random_range(0..3)],
             delay: Duration::from_micros(random.random_range(0..LATEST_MS * 1000)),

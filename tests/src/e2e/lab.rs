@@ -178,6 +178,9 @@ impl Lab {
         if !spec.primary {
             options.push(("listen", spec.host.replication_address().to_string().into()));
         }
+        for (key, _) in &spec.with {
+            assert!(options.iter().any(|(known, _)| known == key), "the lab gives no --{key} that could be replaced");
+        }
         let mut arguments = vec![OsString::from(if spec.primary { "run" } else { "standby" })];
         for (key, value) in options {
             let replaced = spec.with.iter().rev().find(|(other, _)| other == key).map(|(_, value)| value.into());

@@ -35,7 +35,7 @@ pub struct Spec {
     pub fault: Option<String>,
     /// The arbiter's file, if another than the lab's.
     pub arbiter: Option<OsString>,
-    /// Further arguments, and replacements of the lab's own (later ones win where the lab leaves them out).
+    /// Values that replace the lab's own, by option.
     pub with: Vec<(String, String)>,
 }
 

@@ -40,24 +40,19 @@ impl Proxy {
     /// No socket or thread to be had.
     #[must_use]
     pub fn start(world: &World, host: Host) -> Proxy {
+        let damage = Arc::new(Damage::default());
+        let shared = Arc::clone(&damage);
+        let standby = host.other().replication_address();
         let mut address = host.replication_address();
         address.set_port(0);
-        let listener = world.run(Place::On(host), || TcpListener::bind(address)).expect("a thread").expect("a listener");
-        let address = listener.local_addr().expect("an address");
-        let damage = Arc::new(Damage::default());
-        let standby = host.other().replication_address();
-        let shared = Arc::clone(&damage);
-        // A socket belongs to the namespace of the thread that makes it, and the proxy makes its own to the standby.
-        let (entered, start) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                world.enter(Place::On(host)).expect("the host");
-                // A thread started here stays in the host's network and outlives this scope.
-                std::thread::spawn(move || accept(&listener, standby, &shared));
-                entered.send(()).expect("somebody waits");
-            });
-        });
-        start.recv().expect("the proxy runs");
+        // Sockets and threads made there stay there.
+        let start = || -> std::io::Result<SocketAddr> {
+            let listener = TcpListener::bind(address)?;
+            let address = listener.local_addr()?;
+            std::thread::Builder::new().name("proxy".to_owned()).spawn(move || accept(&listener, standby, &shared))?;
+            Ok(address)
+        };
+        let address = world.run(Place::On(host), start).expect("a thread on the host").expect("a listener and a thread");
         Proxy { address, damage }
     }
 
@@ -87,10 +82,10 @@ fn accept(listener: &TcpListener, standby: SocketAddr, damage: &Arc<Damage>) {
 fn forward(mut from: TcpStream, mut to: TcpStream, damage: Option<&Damage>) {
     let _ = to.set_nodelay(true);
     let mut bytes = vec![0; CHUNK_BYTES];
-    let mut preamble = [0; PREAMBLE_BYTES];
     let mut is_data = false;
-    if let Some(_damage) = damage {
-        if from.read_exact(&mut preamble).is_err() || to.write_all(&preamble).is_err() {
+    if damage.is_some() {
+        let preamble = &mut bytes[..PREAMBLE_BYTES];
+        if from.read_exact(preamble).is_err() || to.write_all(preamble).is_err() {
             return;
         }
         is_data = preamble[KIND_AT] == KIND_DATA;
