@@ -2,7 +2,7 @@
 //!
 //! A request that is on its way when the primary dies is lost, as it is with any failing server, until the client's TCP sends it again. Linux waits at
 //! least 200 ms before it does, unless its route says otherwise (`ip route change .. rto_min 10ms`, usual inside data centres). So every other kill is seen by
-//! clients with such a route: the difference between the two blackouts is the clients' own.
+//! clients with such a route: the difference between the two blackouts is the clients' own. How long the guest answers nobody is measured beside them.
 
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +17,7 @@ use types::event::{NodeEvent, NodeEventKind};
 
 use crate::chart::{self, Labels, Scale, Series};
 use crate::error::BenchError;
+use crate::probe;
 use crate::report::{Goal, Report};
 use crate::rig::{Context, Rig, ask_ok};
 use crate::stats::{median, quantile};
@@ -53,6 +54,8 @@ struct Kill {
     grant: f64,
     activation: f64,
     blackouts: Vec<f64>,
+    /// Time in which nobody was answered ([`probe`]).
+    silence: f64,
     /// A client's latency: (time since the kill, latency).
     latency: Vec<(f64, f64)>,
 }
@@ -72,6 +75,7 @@ pub fn measure(context: &Context<'_>, report: &mut Report) -> Result<(), BenchEr
     eprintln!();
     let all = |pick: fn(&Kill) -> f64| kills.iter().map(pick).collect::<Vec<f64>>();
     let (detection, activation, grant) = (all(|k| k.detection), all(|k| k.activation), all(|k| k.grant));
+    let silence = all(|k| k.silence);
     let blackouts = |short_rto: bool| -> Vec<f64> {
         kills.iter().filter(|kill| kill.short_rto == short_rto).flat_map(|kill| kill.blackouts.iter().copied()).collect()
     };
@@ -82,6 +86,8 @@ pub fn measure(context: &Context<'_>, report: &mut Report) -> Result<(), BenchEr
         ("crash of 1 GiB: grant, median", &grant, 0.5, Goal::Informative),
         ("crash of 1 GiB: activation, median", &activation, 0.5, Goal::AtMost(10.0)),
         ("crash of 1 GiB: activation, worst", &activation, 1.0, Goal::AtMost(10.0)),
+        ("crash of 1 GiB: no answer to anyone, p50", &silence, 0.5, Goal::Informative),
+        ("crash of 1 GiB: no answer to anyone, worst", &silence, 1.0, Goal::Informative),
         ("crash of 1 GiB: client's blackout, p50", &stock, 0.5, Goal::AtMost(50.0)),
         ("crash of 1 GiB: client's blackout, worst", &stock, 1.0, Goal::Informative),
         ("crash of 1 GiB: blackout with rto_min 10 ms, p50", &short, 0.5, Goal::Informative),
@@ -137,8 +143,9 @@ fn kill_once(context: &Context<'_>, short_rto: bool) -> Result<Kill, BenchError>
     for _ in 0..CLIENTS {
         connections.push(rig.connect(context)?);
     }
+    let streams = rig.streams(probe::CONNECTIONS)?;
     let stop = AtomicBool::new(false);
-    let (course, histories) = std::thread::scope(|scope| {
+    let (course, histories, answers) = std::thread::scope(|scope| {
         let clients: Vec<_> = connections
             .into_iter()
             .enumerate()
@@ -147,24 +154,20 @@ fn kill_once(context: &Context<'_>, short_rto: bool) -> Result<Kill, BenchError>
                 scope.spawn(move || converse(number, connection, stop))
             })
             .collect();
+        let probe = scope.spawn(|| probe::ask(streams, &stop));
         let course = course(context, &mut rig);
         stop.store(true, Ordering::Relaxed);
         let histories: Vec<_> = clients.into_iter().map(|client| client.join().unwrap_or(Err(BenchError::Thread))).collect();
-        (course, histories)
+        (course, histories, probe.join().unwrap_or(Err(BenchError::Thread)))
     });
     let (killed_ns, events) = course?;
     let histories = histories.into_iter().collect::<Result<Vec<_>, _>>()?;
     let blackouts = histories.iter().map(|history| blackout_ms(history, killed_ns)).collect::<Option<Vec<f64>>>();
+    let silence = probe::longest_gap_ms(&answers?, killed_ns).ok_or(BenchError::NothingMeasured("answers after the kill"))?;
     let (detection, grant, activation) = switch(&events, killed_ns)?;
     let latency = histories.first().map_or_else(Vec::new, |history| around(history, killed_ns));
-    Ok(Kill {
-        short_rto,
-        detection,
-        grant,
-        activation,
-        blackouts: blackouts.ok_or(BenchError::NothingMeasured("client's blackout"))?,
-        latency,
-    })
+    let blackouts = blackouts.ok_or(BenchError::NothingMeasured("client's blackout"))?;
+    Ok(Kill { short_rto, detection, grant, activation, blackouts, silence, latency })
 }
 
 /// Has the guest write a good part of its memory once, and waits until that is committed.

@@ -10,7 +10,7 @@
 //! | redis-benchmark | [`throughput`] | the same |
 //! | CPU of an idle guest | [`idle`] | the same |
 //! | replication stream | [`stream`], [`plain_tcp`] | `checkpoint` and `transport` over loopback |
-//! | crash | [`crash`] | two nodes, one killed |
+//! | crash | [`crash`], [`probe`] | two nodes, one killed |
 
 pub mod answers;
 pub mod chart;
@@ -19,6 +19,7 @@ pub mod error;
 pub mod idle;
 pub mod pause;
 pub mod plain_tcp;
+pub mod probe;
 pub mod report;
 pub mod rig;
 pub mod stats;

@@ -3,7 +3,8 @@
 //! Not here: any measurement. Everything ends with the [`Rig`]: the nodes are killed and the namespaces vanish.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -162,6 +163,15 @@ impl Rig {
     #[must_use]
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// `count` plain connections to the guest's server, which must be up.
+    ///
+    /// # Errors
+    /// The guest does not take them.
+    pub fn streams(&self, count: usize) -> Result<Vec<TcpStream>, BenchError> {
+        let connect = || (0..count).map(|_| TcpStream::connect_timeout(&server(), BOOT_BOUND)).collect::<io::Result<_>>();
+        self.world.run(Place::Clients, connect)?.map_err(|error| BenchError::Guest { asked: "a connection", why: error.to_string() })
     }
 
     /// A connection to the guest's server, once it has booted.
