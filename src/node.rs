@@ -1,8 +1,8 @@
 //! A node: composes the machine, the primary's and the standby's shells, and the events stream. No mechanism lives here.
 
-mod events;
+mod outlets;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -13,13 +13,14 @@ use failover::memory::MemoryArbiter;
 use failover::{Arbiter, FileArbiter};
 use net_buffer::Limits;
 use primary::core::Policy;
-use primary::{ConsoleOut, End, OutputPath, PrimaryConfig, Start};
+use primary::{End, OutputPath, PrimaryConfig, Start};
 use replica::{Outcome, ReplicaConfig};
 use transport::TransportError;
 use types::event::{NodeEventKind, Report};
 use vmm::{BootConfig, KernelImage, Machine, Sinks};
 
 use crate::config::{self, Console, NodeConfig, Peering};
+use outlets::Outlets;
 
 /// How a node's life ended in good order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,11 +87,19 @@ pub enum NodeError {
 ///
 /// # Errors
 /// Whatever keeps the machine from being made, booted or protected.
-pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    // First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
-    transport::prompt_death::hold_memory()?;
-    let report = events::open(config.events.as_ref())?;
-    let (mut machine, output) = machine(config)?;
+///
+/// `abandon_standby`: start although the record names another owner or a standby.
+pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    die_promptly();
+    let outlets = Outlets::open(config)?;
+    let exit = start_primary(config, abandon_standby, &outlets, shutdown);
+    outlets.flush();
+    exit
+}
+
+fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    let report = Arc::clone(&outlets.report);
+    let (mut machine, output) = machine(config, outlets)?;
     let arbiter: Box<dyn Arbiter> = match &config.peering {
         Peering::Alone => Box::new(MemoryArbiter::default()),
         Peering::Primary { arbiter, .. } => open_arbiter(arbiter, config),
@@ -98,7 +107,7 @@ pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, N
     };
     let arbiter = client(arbiter)?;
     let mut node = node(config);
-    match primary::start(&mut node, &arbiter, false, &report, shutdown) {
+    match primary::start(&mut node, &arbiter, abandon_standby, &report, shutdown) {
         Start::Granted => {}
         Start::Refused(reason) => return Err(NodeError::Refused(reason)),
         Start::Interrupted => return Ok(Exit::Interrupted),
@@ -119,13 +128,19 @@ pub fn run_primary(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, N
 /// # Errors
 /// Whatever keeps the machine from being made or the standby from listening.
 pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    // First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
-    transport::prompt_death::hold_memory()?;
-    let report = events::open(config.events.as_ref())?;
+    die_promptly();
+    let outlets = Outlets::open(config)?;
+    let exit = start_standby(config, &outlets, shutdown);
+    outlets.flush();
+    exit
+}
+
+fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
+    let report = Arc::clone(&outlets.report);
     let Peering::Standby { arbiter, listen, .. } = &config.peering else {
         return Err(NodeError::WrongPart("standby"));
     };
-    let (machine, output) = machine(config)?;
+    let (machine, output) = machine(config, outlets)?;
     let setup = replica::Setup {
         node: node(config),
         arbiter: client(open_arbiter(arbiter, config))?,
@@ -147,6 +162,13 @@ pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, N
             let replica::Activated { machine, node, arbiter } = *active;
             lead(Leading { config, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
         }
+    }
+}
+
+/// First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
+fn die_promptly() {
+    if let Err(error) = transport::prompt_death::hold_memory() {
+        tracing::warn!(%error, "should this process be killed, its peer will notice only after its memory is freed");
     }
 }
 
@@ -201,8 +223,8 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
     })
 }
 
-fn machine(config: &NodeConfig) -> Result<(Machine, Arc<OutputPath>), NodeError> {
-    let output = OutputPath::new(Limits::default(), console_output(&config.console)?)?;
+fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<OutputPath>), NodeError> {
+    let output = OutputPath::new(Limits::default(), outlets.console())?;
     let sinks = Sinks { frames: Arc::clone(&output) as Arc<dyn vmm::FrameSink>, console: Arc::clone(&output) as Arc<dyn vmm::ConsoleSink> };
     let shape = &config.machine;
     let machine = Machine::new(
@@ -254,17 +276,6 @@ fn client(arbiter: Box<dyn Arbiter>) -> Result<ArbiterClient, NodeError> {
     ArbiterClient::spawn(arbiter).map_err(|source| NodeError::Host { what: "a thread for the arbiter", source })
 }
 
-fn console_output(console: &Console) -> Result<ConsoleOut, NodeError> {
-    Ok(match console {
-        Console::None => Box::new(std::io::sink()),
-        Console::Stdio => Box::new(std::io::stdout()),
-        Console::File(path) => {
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            Box::new(file.map_err(|source| NodeError::Open { what: "console file", path: path.display().to_string(), source })?)
-        }
-    })
-}
-
 /// Bytes from standard input to the guest's serial port, until either ends.
 fn console_input(machine: &Arc<Machine>) -> Result<(), NodeError> {
     let machine = Arc::downgrade(machine);
@@ -278,6 +289,3 @@ fn console_input(machine: &Arc<Machine>) -> Result<(), NodeError> {
     let spawned = std::thread::Builder::new().name("console".to_owned()).spawn(body);
     spawned.map(drop).map_err(|source| NodeError::Host { what: "a thread for the console", source })
 }
-
-/// Something events can be written to.
-type Stream = Box<dyn Write + Send>;

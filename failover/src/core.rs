@@ -161,6 +161,11 @@ pub enum Event {
         /// In which generation.
         generation: Generation,
     },
+    /// Standby: what it holds is of no epoch any more (a page could not be written, or memory differs from the primary's): it must not take over.
+    Spoilt {
+        /// In words, for the operator.
+        reason: String,
+    },
     /// Standby: the primary says that the guest ended on purpose.
     PeerShutdown {
         /// How.

@@ -57,13 +57,17 @@ impl ControlThread {
                 shared.heard_ns.store(now, Ordering::Release);
                 types::fault::reach(types::fault::Point::BeforeRelease);
                 shared.raise(Event::Committed { generation, epoch });
-                let resumed = shared.flights().committed(epoch);
-                if let Some(resumed) = resumed {
-                    shared.stats.committed(now.saturating_sub(resumed));
+                // Not what the message says but what the pipeline took.
+                if shared.committed() == epoch {
+                    shared.progressed();
+                    let resumed = shared.flights().committed(epoch);
+                    if let Some(resumed) = resumed {
+                        shared.stats.committed(now.saturating_sub(resumed));
+                    }
                 }
             }
             Message::Heartbeat { .. } => shared.heard_ns.store(monotonic_ns(), Ordering::Release),
-            Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { reason }),
+            Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { link: self.link, reason }),
             other => return Err(format!("the standby sent {} where only commits and heartbeats can come", name_of(&other))),
         }
         Ok(())

@@ -253,6 +253,13 @@ impl Pipeline {
         self.in_flight.len()
     }
 
+    /// Why the guest is to be kept still now, if it is. [`Action::HoldGuest`] and [`Action::ResumeGuest`] only say that this has changed: they are carried out
+    /// by threads that may overtake each other, so whoever does it looks here.
+    #[must_use]
+    pub fn guest_held(&self) -> Option<HoldReason> {
+        self.guest_held
+    }
+
     /// When [`Event::Tick`] is wanted next, if at all.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {

@@ -13,7 +13,7 @@ use types::{Epoch, Generation};
 use vmm::Paused;
 
 use crate::capture;
-use crate::core::Event;
+use crate::core::{Event, HoldReason};
 use crate::sender::{Job, LinkHandle};
 use crate::shared::{News, Order, Shared};
 use crate::sync::{Copying, Pool, copy_memory};
@@ -81,20 +81,11 @@ impl<'m> Loop<'m> {
             Order::Look => self.raise(Event::Tick),
             Order::End { generation, epoch, reason } => {
                 tracing::trace!(%epoch, ?reason, "epoch ends");
-                let held = self.held.take().is_some();
-                self.end(generation, epoch);
-                if held {
-                    self.hold(shared);
-                }
-            }
-            Order::Hold(reason) => {
-                tracing::warn!(?reason, "the guest is held still: the output buffer is full and cannot be emptied");
-                self.hold(shared);
-            }
-            Order::Resume => {
                 self.held = None;
-                shared.machine.retry_output();
+                self.end(generation, epoch);
+                self.settle(shared);
             }
+            Order::Settle => self.settle(shared),
             Order::Sample => match shared.machine.dirty_estimate() {
                 Ok(pages) => self.raise(Event::DirtyEstimate { pages }),
                 Err(error) => tracing::warn!(%error, "the dirty pages cannot be estimated"),
@@ -105,18 +96,34 @@ impl<'m> Loop<'m> {
         }
     }
 
-    fn hold(&mut self, shared: &'m Shared) {
-        if self.held.is_none() {
-            match shared.machine.pause() {
-                Ok(paused) => self.held = Some(paused),
-                Err(error) => shared.tell(News::Broken(error.to_string())),
+    /// Holds the guest still or lets it run, whichever the pipeline wants now.
+    fn settle(&mut self, shared: &'m Shared) {
+        match shared.guest_held() {
+            Some(reason) if self.held.is_none() => {
+                let why = match reason {
+                    HoldReason::AwaitingCommit => "the output buffer is full and the standby has not committed yet",
+                    HoldReason::NoGrant => "the output buffer is full, the standby is gone and going on alone is not granted",
+                    HoldReason::Unconfirmed => "this node did not run for a while and must first read the arbiter's record",
+                };
+                tracing::warn!(why, "the guest is held still");
+                match shared.machine.pause() {
+                    Ok(paused) => self.held = Some(paused),
+                    // It runs on; its frames stay in its rings, and the next frame that is turned back brings the thread here again.
+                    Err(error) => tracing::warn!(%error, "the guest could not be held"),
+                }
+            }
+            Some(_) => {}
+            None => {
+                self.held = None;
+                shared.machine.retry_output();
             }
         }
     }
 
     fn copy(&mut self, shared: &Shared, copying: Copying) {
         let link = copying.link;
-        self.link = Some(LinkHandle { jobs: copying.jobs.clone(), gone: Arc::clone(&copying.gone) });
+        let (jobs, gone) = (copying.jobs.clone(), Arc::clone(&copying.gone));
+        self.link = Some(LinkHandle { jobs, gone, generation: copying.generation });
         match copy_memory(shared, &self.thread.pool, &copying) {
             Ok(true) => shared.tell(News::SyncReady { link }),
             Ok(false) => {}
@@ -134,7 +141,9 @@ impl<'m> Loop<'m> {
 
     fn end(&mut self, generation: Generation, epoch: Epoch) {
         let shared = Arc::clone(&self.thread.shared);
-        let buffer = self.link.as_ref().and_then(|link| self.thread.pool.next(&link.gone));
+        // An order that was given for an earlier link's generation must not seal an epoch of this one.
+        let link = self.link.as_ref().filter(|link| link.generation == generation);
+        let buffer = link.and_then(|link| self.thread.pool.next(&link.gone));
         let Some(buffer) = buffer else {
             self.raise(Event::CaptureFailed { generation, epoch });
             return;
@@ -147,6 +156,7 @@ impl<'m> Loop<'m> {
                 let pages = captured.buffer.gfns.len() as u64;
                 shared.stats.captured(pages, captured.pause_ns);
                 shared.flights().captured(epoch, set, captured.resumed_ns);
+                shared.progressed();
                 self.raise(Event::Captured { generation, epoch, pages });
                 self.send(Job::Epoch(Box::new(captured)));
             }

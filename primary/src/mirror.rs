@@ -57,7 +57,8 @@ pub(crate) fn run(frames: &Receiver<InputFrame>, generation: Generation, control
             batch.push(frame);
         }
         let sent = message::encode(&Message::Input { generation, frames: batch });
-        let sent = sent.map_err(|error| error.to_string()).and_then(|bytes| control.send(&bytes).map_err(|error| error.to_string()));
+        let sent =
+            sent.map_err(|error| error.to_string()).and_then(|bytes| control.send_if_quiet(&bytes).map_err(|error| error.to_string()));
         if let Err(error) = sent {
             tracing::debug!(error, "the mirror ends");
             return;

@@ -1,7 +1,8 @@
 //! The way out for everything the guest says: devices put output in, commits (or an open gate) let it out.
 //!
 //! Lives here: the glue between the machine's sinks, the output buffer and the ports. Not here: the buffer's rules (`net-buffer`) and the decision to
-//! release ([`crate::core`]). Guards S1: there is no other path from the guest to a TAP device or the console.
+//! release ([`crate::core`]). Guards S1: there is no other path from a running guest to a TAP device or the console
+//! (at activation the standby sends again what was committed: `replica`).
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};

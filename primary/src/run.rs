@@ -35,10 +35,11 @@ use crate::sender::{self, SenderThread};
 use crate::shared::{Made, News, ORDERS, Order, Shared};
 use crate::sync::{Copying, Pool};
 
+/// Epochs in flight with neither a commit nor a byte that leaves for so long mean that the standby hangs, whatever its heartbeats say. Far above the largest
+/// epoch's time on a slow link, which shows in bytes that leave.
+const COMMIT_BOUND_NS: u64 = 10_000_000_000;
 /// A line of samples this often.
 const SAMPLES_NS: u64 = 100_000_000;
-/// How long a guest that has ended may wait for its last output to be released.
-const LAST_OUTPUT: Duration = Duration::from_millis(500);
 /// How long a node that is told to stop waits for the arbiter to release its standby: a file's swap takes milliseconds, an operator waits a second or two.
 const LAST_WORD_NS: u64 = 2_000_000_000;
 
@@ -67,7 +68,7 @@ pub struct PrimaryConfig {
 
 /// Everything a primary works with.
 pub struct Setup {
-    /// A machine that is booted or restored and runs already, or will be started by [`Setup::start`].
+    /// A machine that is booted or restored and runs already.
     pub machine: Arc<Machine>,
     /// Its output path, open.
     pub output: Arc<OutputPath>,
@@ -92,12 +93,18 @@ pub enum End {
     Interrupted,
 }
 
+/// What the role thread waits for.
+enum Item {
+    News(News),
+    Answer(RoleEvent),
+    Machine(MachineEvent),
+}
+
 struct LinkState {
     number: u64,
     control: Arc<dyn ControlSender>,
     gone: Arc<AtomicBool>,
     detector: Detector,
-    threads: Vec<JoinHandle<()>>,
     sequence: u64,
 }
 
@@ -111,7 +118,8 @@ struct RoleThread {
     give: Sender<CaptureBuffer>,
     end: Option<End>,
     broken: Option<String>,
-    machine_ended: bool,
+    /// The guest has ended, and how.
+    machine_ended: Option<String>,
     /// Set when the node was told to stop: until when it waits for the arbiter.
     give_up_ns: Option<u64>,
     /// The link's mirror, until the gate closes.
@@ -167,7 +175,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         give,
         end: None,
         broken: None,
-        machine_ended: false,
+        machine_ended: None,
         give_up_ns: None,
         mirror: None,
         news,
@@ -229,18 +237,25 @@ impl RoleThread {
         let news = self.news.clone();
         let mut beat_at = monotonic_ns();
         let mut samples_at = beat_at;
-        // A standby that was just activated tells its state anew as a primary.
         self.raise(RoleEvent::Tick);
         while self.end.is_none() && self.broken.is_none() {
             let now = monotonic_ns();
             let due = beat_at.min(self.setup.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(now);
-            crossbeam::channel::select! {
-                recv(news) -> item => if let Ok(item) = item { self.hear(item) },
-                recv(answers) -> answer => if let Ok((id, answer)) = answer { self.raise(RoleEvent::ArbiterReply { id, answer }) },
-                recv(machine_events) -> event => if let Ok(event) = event { self.machine(event) },
-                default(Duration::from_nanos(due)) => {}
-            }
+            let item = crossbeam::channel::select! {
+                recv(news) -> news => news.ok().map(Item::News),
+                recv(answers) -> answer => answer.ok().map(|(id, answer)| Item::Answer(RoleEvent::ArbiterReply { id, answer })),
+                recv(machine_events) -> event => event.ok().map(Item::Machine),
+                default(Duration::from_nanos(due)) => None,
+            };
             let now = monotonic_ns();
+            // Before anything that came from before a sleep is believed.
+            self.notice_sleep(now);
+            match item {
+                Some(Item::News(news)) => self.hear(news),
+                Some(Item::Answer(answer)) => self.raise(answer),
+                Some(Item::Machine(event)) => self.machine(event),
+                None => {}
+            }
             if now >= beat_at {
                 beat_at = now + self.setup.config.heartbeat_ns;
                 self.beat(now);
@@ -259,6 +274,7 @@ impl RoleThread {
             }
             if self.give_up_ns.is_some_and(|at| now >= at) {
                 tracing::warn!("the arbiter did not answer in time: its record still names the standby");
+                self.shared.output.shut();
                 return;
             }
             self.look_for_standby();
@@ -269,8 +285,10 @@ impl RoleThread {
     /// guest can be started again.
     fn interrupted(&mut self, now: u64) {
         self.give_up_ns = Some(now + LAST_WORD_NS);
-        if !std::mem::replace(&mut self.machine_ended, true) {
-            self.raise(RoleEvent::GuestEnded { reason: "the primary was told to stop".to_owned() });
+        if self.machine_ended.is_none() {
+            let reason = "the primary was told to stop".to_owned();
+            self.machine_ended = Some(reason.clone());
+            self.raise(RoleEvent::GuestEnded { reason });
         }
     }
 
@@ -279,6 +297,10 @@ impl RoleThread {
         self.setup.node.handle(event, monotonic_ns(), &mut actions);
         for action in actions {
             self.act(action);
+            if self.broken.is_some() {
+                // An action that failed must not be followed by those that rest on it: no record without a gate.
+                return;
+            }
         }
     }
 
@@ -309,19 +331,17 @@ impl RoleThread {
                 (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
                 self.end = Some(End::Fenced(reason));
             }
-            Role::Finished if self.give_up_ns.is_some() => self.end = Some(End::Interrupted),
+            Role::Finished if self.give_up_ns.is_some() => {
+                self.end.get_or_insert(End::Interrupted);
+            }
             Role::Finished => {
-                let reason = self.ended_reason();
+                let reason = self.machine_ended.clone().unwrap_or_default();
                 self.end.get_or_insert(End::GuestStopped(reason));
             }
             Role::DropLink => self.drop_link(),
             // Start and takeover are over before a primary lives here.
             Role::Boot { .. } | Role::Refused { .. } | Role::Activate { .. } | Role::StopCommitting | Role::StandDown { .. } => {}
         }
-    }
-
-    fn ended_reason(&self) -> String {
-        "the guest stopped by itself".to_owned()
     }
 
     fn gate(&mut self) {
@@ -357,27 +377,42 @@ impl RoleThread {
         }
     }
 
-    fn beat(&mut self, now: u64) {
+    /// Whether this node did not run for longer than its peer waits for it. Then nothing is released before the record is read, and that is settled before the control
+    /// thread, which may have woken with a commit in its hands, can see that this thread is awake again.
+    fn notice_sleep(&mut self, now: u64) {
         let gap_ns = now.saturating_sub(self.shared.looked_ns.load(Ordering::Acquire));
-        if gap_ns > self.setup.config.bound_ns && self.link.is_some() {
-            // Before the control thread, which may have woken with a commit in its hands, can see that this thread is awake again.
-            self.shared.raise(Event::HoldRelease(true));
-            self.raise(RoleEvent::Stalled { gap_ns });
+        if gap_ns > self.setup.config.bound_ns {
+            if let Some(link) = &mut self.link {
+                // Counts the peer's silence anew: it was this node's own.
+                link.detector.check(now);
+            }
+            self.stalled(gap_ns);
         }
         self.shared.looked_ns.store(now, Ordering::Release);
+    }
+
+    fn stalled(&mut self, gap_ns: u64) {
+        self.shared.raise(Event::HoldRelease(true));
+        self.raise(RoleEvent::Stalled { gap_ns });
+    }
+
+    fn beat(&mut self, now: u64) {
         let generation = self.setup.node.generation();
         let heard = self.shared.heard_ns.load(Ordering::Acquire);
+        let overdue_ns = self.shared.no_progress_ns(now);
         let Some(link) = &mut self.link else { return };
         link.sequence += 1;
         let sequence = link.sequence;
         link.detector.heard(heard);
-        let verdict = link.detector.check(now);
-        self.say(&Message::Heartbeat { generation, sequence });
-        match verdict {
+        match link.detector.check(now) {
+            Verdict::Silent(silent_ns) => return self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000)),
+            Verdict::Stalled(gap_ns) => self.stalled(gap_ns),
             Verdict::Alive | Verdict::Closed => {}
-            Verdict::Silent(silent_ns) => self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000)),
-            Verdict::Stalled(gap_ns) => self.raise(RoleEvent::Stalled { gap_ns }),
         }
+        if overdue_ns > COMMIT_BOUND_NS {
+            return self.peer_gone(format!("its heartbeats come, but no commit for {} s", overdue_ns / 1_000_000_000));
+        }
+        self.say(&Message::Heartbeat { generation, sequence });
     }
 
     fn peer_gone(&mut self, cause: String) {
@@ -391,15 +426,16 @@ impl RoleThread {
         let ours = |number: u64| self.link.as_ref().is_some_and(|link| link.number == number);
         match news {
             News::Linked(linked) => self.linked(linked),
-            News::NoStandby { reason } => tracing::info!(reason, "no standby"),
+            News::NoStandby { reason } => tracing::warn!(reason, "no standby"),
             News::SyncReady { link } if ours(link) => self.raise(RoleEvent::SyncReady),
             News::LinkLost { link, cause } if ours(link) => self.peer_gone(cause),
             News::SyncReady { .. } | News::LinkLost { .. } => {}
             News::FirstCommit(epoch) => self.raise(RoleEvent::FirstCommit { epoch }),
             News::Fault(cause) => self.peer_gone(cause),
-            News::Stalled { gap_ns } => self.raise(RoleEvent::Stalled { gap_ns }),
+            News::Stalled { gap_ns } => self.stalled(gap_ns),
             News::Broken(reason) => self.broken = Some(reason),
-            News::PeerLeft { reason } => self.peer_gone(format!("the standby left: {reason}")),
+            News::PeerLeft { link, reason } if ours(link) => self.peer_gone(format!("the standby left: {reason}")),
+            News::PeerLeft { .. } => {}
         }
     }
 
@@ -418,20 +454,12 @@ impl RoleThread {
                 return;
             }
         };
-        if std::mem::replace(&mut self.machine_ended, true) {
+        if self.machine_ended.is_some() {
             return;
         }
-        self.await_last_output();
+        self.machine_ended = Some(reason.clone());
         (self.shared.report)(NodeEventKind::GuestStopped { reason: reason.clone() });
         self.raise(RoleEvent::GuestEnded { reason });
-    }
-
-    /// What the guest said last is released like everything else, if that is to be had soon.
-    fn await_last_output(&self) {
-        let until = std::time::Instant::now() + LAST_OUTPUT;
-        while self.shared.output.held().frames > 0 && std::time::Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     fn look_for_standby(&mut self) {
@@ -442,7 +470,7 @@ impl RoleThread {
 
     fn linked(&mut self, linked: Linked) {
         self.asked = false;
-        if self.link.is_some() || !self.setup.node.accepts_standby() || self.machine_ended {
+        if self.link.is_some() || !self.setup.node.accepts_standby() || self.machine_ended.is_some() {
             return;
         }
         self.links += 1;
@@ -471,22 +499,17 @@ impl RoleThread {
             stall_ns: config.bound_ns,
         };
         let detector = Detector::new(config.heartbeat_ns, config.bound_ns, now);
-        let mut link =
-            LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, threads: Vec::new(), sequence: 0 };
+        let link = LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, sequence: 0 };
         let (mirror, copies) = Mirror::new();
         let (generation, control) = (self.setup.node.generation(), Arc::clone(&link.control));
-        let threads = spawn("sender", move || sender::run(sending)).and_then(|one| {
-            let two = spawn("control", move || control::run(receiving))?;
-            Ok([one, two, spawn("mirror", move || mirror::run(&copies, generation, &control))?])
-        });
+        let spawned = spawn("sender", move || sender::run(sending))
+            .and_then(|_| spawn("control", move || control::run(receiving)))
+            .and_then(|_| spawn("mirror", move || mirror::run(&copies, generation, &control)));
         self.mirror = Some(mirror);
-        match threads {
-            Ok(threads) => link.threads.extend(threads),
-            Err(error) => {
-                tracing::error!(%error, "the standby cannot be used");
-                gone.store(true, Ordering::Release);
-                return;
-            }
+        if let Err(error) = spawned {
+            tracing::error!(%error, "the standby cannot be used");
+            gone.store(true, Ordering::Release);
+            return;
         }
         self.link = Some(link);
         self.raise(RoleEvent::StandbyLinked { node: linked.node });
@@ -504,7 +527,5 @@ impl RoleThread {
         link.gone.store(true, Ordering::Release);
         self.shared.order(Order::Unlink);
         // The threads end by themselves within a poll; the sockets close with them.
-        drop(link.control);
-        drop(link.threads);
     }
 }

@@ -48,6 +48,8 @@ impl Job {
 pub(crate) struct LinkHandle {
     pub(crate) jobs: Sender<Job>,
     pub(crate) gone: Arc<AtomicBool>,
+    /// The generation whose epochs go this way.
+    pub(crate) generation: Generation,
 }
 
 /// What the thread is made from.
@@ -202,6 +204,7 @@ impl Sending {
     /// Gives back the buffers whose bytes have left.
     fn reap(&mut self, timeout: Duration) -> Result<(), PrimaryError> {
         let Some(ticket) = self.poster.data.completed(timeout)? else { return Ok(()) };
+        self.shared.progressed();
         while self.posted.front().is_some_and(|posted| posted.ticket <= ticket) {
             if let Some(posted) = self.posted.pop_front() {
                 drop(posted.metas);

@@ -30,10 +30,8 @@ pub(crate) enum Order {
     Look,
     /// Capture the end of this epoch.
     End { generation: Generation, epoch: Epoch, reason: EndReason },
-    /// Keep the guest still.
-    Hold(HoldReason),
-    /// Let it run.
-    Resume,
+    /// Whether the guest is to be kept still has changed.
+    Settle,
     /// Estimate the dirty pages.
     Sample,
     /// Copy all of memory to a new standby, then capture epochs for it.
@@ -63,7 +61,7 @@ pub(crate) enum News {
     /// The guest could not be paused or resumed.
     Broken(String),
     /// The standby said that a newer generation exists, or that it is leaving.
-    PeerLeft { reason: String },
+    PeerLeft { link: u64, reason: String },
 }
 
 /// Shared by all threads of a primary.
@@ -80,6 +78,7 @@ pub(crate) struct Shared {
     pub(crate) looked_ns: AtomicU64,
     /// When something last came from the standby.
     pub(crate) heard_ns: AtomicU64,
+    progress_ns: AtomicU64,
 }
 
 /// What a `Shared` is made from.
@@ -112,6 +111,7 @@ impl Shared {
             role: made.role,
             looked_ns: AtomicU64::new(now),
             heard_ns: AtomicU64::new(now),
+            progress_ns: AtomicU64::new(now),
         })
     }
 
@@ -135,8 +135,7 @@ impl Shared {
         for action in actions.drain(..) {
             match action {
                 Action::EndEpoch { generation, epoch, reason } => mine(Order::End { generation, epoch, reason }),
-                Action::HoldGuest(reason) => mine(Order::Hold(reason)),
-                Action::ResumeGuest => mine(Order::Resume),
+                Action::HoldGuest(_) | Action::ResumeGuest => mine(Order::Settle),
                 Action::SampleDirty => mine(Order::Sample),
                 Action::Release(commit) => self.output.release(commit),
                 Action::FirstCommit(epoch) => self.tell(News::FirstCommit(epoch)),
@@ -150,6 +149,21 @@ impl Shared {
     /// When the pipeline wants to be asked again.
     pub(crate) fn deadline_ns(&self) -> Option<u64> {
         self.pipeline().deadline_ns()
+    }
+
+    /// Why the guest is to be kept still, if it is.
+    pub(crate) fn guest_held(&self) -> Option<HoldReason> {
+        self.pipeline().guest_held()
+    }
+
+    /// Notes that something moved towards a commit: an epoch was captured, its bytes have left, a commit came.
+    pub(crate) fn progressed(&self) {
+        self.progress_ns.store(monotonic_ns(), Ordering::Release);
+    }
+
+    /// For how long epochs have been in flight with no progress, nanoseconds; 0 while none is.
+    pub(crate) fn no_progress_ns(&self, now_ns: u64) -> u64 {
+        if self.pipeline().in_flight() == 0 { 0 } else { now_ns.saturating_sub(self.progress_ns.load(Ordering::Acquire)) }
     }
 
     pub(crate) fn committed(&self) -> Epoch {

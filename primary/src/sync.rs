@@ -42,6 +42,7 @@ pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Re
     let machine = &shared.machine;
     let total = machine.slots().pages();
     let mut set = DirtySet::new(machine.slots());
+    let mut next = DirtySet::new(machine.slots());
     let mut chunk = DirtySet::new(machine.slots());
     machine.start_tracking()?;
     // What was logged before is in the whole copy.
@@ -53,6 +54,9 @@ pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Re
     for round in 1.. {
         let pages: Vec<Gfn> = set.iter().collect();
         for part in pages.chunks(copying.pages_per_part.max(1)) {
+            if copying.gone.load(Ordering::Acquire) {
+                return Ok(false);
+            }
             let Some(mut buffer) = pool.next(&copying.gone) else { return Ok(false) };
             chunk.clear();
             part.iter().for_each(|gfn| {
@@ -70,11 +74,17 @@ pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Re
             types::fault::reach(types::fault::Point::MidSync);
             index += 1;
             sent += part.len() as u64;
+            if index % COLLECT_PARTS == 0 {
+                // A vCPU whose dirty ring is full stands still until it is emptied. What is found goes into the next round, whether or not it is sent in this.
+                machine.collect_dirty_running(&mut next)?;
+            }
             if index % PROGRESS_PARTS == 0 {
                 (shared.report)(NodeEventKind::Syncing { pages_sent: sent, pages_total: total });
             }
         }
         set.clear();
+        set.merge(&next);
+        next.clear();
         machine.collect_dirty_running(&mut set)?;
         let left = set.count();
         tracing::info!(round, sent, left, "copied memory to the standby");
@@ -88,6 +98,8 @@ pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Re
     Ok(!copying.gone.load(Ordering::Acquire))
 }
 
+/// The log is emptied every so many parts: 16 MiB, a few milliseconds.
+const COLLECT_PARTS: u32 = 16;
 /// A progress line every so many parts.
 const PROGRESS_PARTS: u32 = 64;
 

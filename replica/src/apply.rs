@@ -17,7 +17,7 @@ use vmm::GuestMemory;
 
 use crate::core::Event;
 use crate::error::ReplicaError;
-use crate::shared::Shared;
+use crate::shared::{News, Shared};
 
 /// Output of so many of the newest epochs is kept to be sent again: more than a primary can have in flight, so everything that is committed and perhaps
 /// not released is among it.
@@ -29,8 +29,10 @@ pub(crate) enum Job {
     Epoch(Box<CompleteEpoch<Slot>>),
     /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
     Compare(Box<MemoryDigest>, Sender<Result<(), String>>),
-    /// A new primary: forget what the last one left.
-    Forget,
+    /// A new primary: forget what the last one left, and say when everything before is done.
+    Forget(Sender<()>),
+    /// The standby's life is over.
+    Stop,
     /// Answer with what is held, after everything before is applied.
     Yield(Sender<Held>),
 }
@@ -116,7 +118,7 @@ struct Applier {
     output: VecDeque<Vec<Output>>,
 }
 
-/// Runs until nobody can send work any more.
+/// Runs until [`Job::Stop`].
 pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver<Job>) {
     let writer = Writer::new(memory, shared.map.clone());
     let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), output: VecDeque::new() };
@@ -126,10 +128,12 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver
             Job::Compare(theirs, answer) => {
                 let _ = answer.send(applier.compare(&theirs));
             }
-            Job::Forget => {
+            Job::Stop => return,
+            Job::Forget(done) => {
                 applier.epoch = Epoch::NONE;
                 applier.machine.clear();
                 applier.output.clear();
+                let _ = done.send(());
             }
             Job::Yield(answer) => {
                 let held = Held {
@@ -170,5 +174,6 @@ impl Applier {
     fn spoilt(&self, epoch: Epoch, error: &ReplicaError) {
         tracing::error!(%epoch, %error, "guest memory is of no epoch any more; this standby will not activate");
         let _ = self.shared.raise(Event::ApplyFailed { epoch });
+        self.shared.tell(News::Spoilt { reason: format!("epoch {epoch} could not be applied: {error}") });
     }
 }

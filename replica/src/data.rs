@@ -1,14 +1,14 @@
 //! The data thread of one link: parts in, verified, assembled, committed.
 //!
 //! Lives here: the way of a part from its slot to a commit. Not here: applying (`apply.rs`). Guards S2: nothing is believed before its digest is right, nothing is
-//! committed before it is whole.
+//! committed before it is whole. (With `--verify-memory` the comparison of all memory comes after the commit: a difference ends this standby.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use checkpoint::{Assembler, CompleteEpoch, Part, PartKind};
-use crossbeam::channel::bounded;
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use transport::{ControlSender, DataReceiver, Slot};
 use types::{Epoch, Generation};
 
@@ -30,12 +30,19 @@ pub(crate) struct DataThread {
     pub(crate) verify_memory: bool,
     /// For parts of the first copy, which are applied as they come: a slot is free again at once, so that the copy needs few of them.
     pub(crate) writer: Writer,
+    /// Says when nothing of an earlier link is left to be applied: the first copy goes to memory directly and must come after it.
+    pub(crate) ready: Receiver<()>,
 }
 
 /// Runs until the link fails or is not wanted any more.
 pub(crate) fn run(mut thread: DataThread) {
     types::thread::urgent(types::thread::Urgency::Commit);
     let mut assembler = Assembler::new(thread.generation);
+    while let Err(RecvTimeoutError::Timeout) = thread.ready.recv_timeout(LINK_POLL) {
+        if thread.gone.load(Ordering::Acquire) {
+            return;
+        }
+    }
     while !thread.gone.load(Ordering::Acquire) {
         let cause = match thread.receiver.receive(LINK_POLL) {
             Ok(None) => continue,
@@ -102,6 +109,8 @@ impl DataThread {
             Ok(Err(difference)) => {
                 tracing::error!(%epoch, difference, "the standby's memory is not the primary's");
                 let _ = self.shared.raise(Event::ApplyFailed { epoch });
+                // Before the link's loss is told: the role machine must not ask to take over with this.
+                self.shared.tell(News::Spoilt { reason: format!("memory differs from the primary's at epoch {epoch}: {difference}") });
                 Err(format!("memory differs at epoch {epoch}: {difference}"))
             }
             Ok(Ok(())) | Err(_) => Ok(()),

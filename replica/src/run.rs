@@ -31,9 +31,6 @@ use crate::greet::{self, Door, Linked};
 use crate::input::Received;
 use crate::shared::{News, Shared};
 
-/// Work for the apply thread that may wait; each holds a staging slot, which bounds it from below as well.
-const APPLY_QUEUE: usize = 1024;
-
 /// What a standby is told besides its machine.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
@@ -114,14 +111,13 @@ struct RoleThread {
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
     let Setup { machine, node, arbiter, listener, report, config } = setup;
     let (news_tx, news) = unbounded();
-    let (apply_tx, jobs) = bounded(APPLY_QUEUE);
+    let (apply_tx, jobs) = unbounded();
     let slots = machine.slots().slots();
     let map = GuestMap::new(slots.iter().map(|slot| slot.first.0..slot.first.0 + slot.pages));
     let geometry = greet::geometry(map.pages());
     let shared = Shared::new(map, Arc::clone(&report), apply_tx, news_tx);
     {
         let (shared, memory) = (Arc::clone(&shared), Arc::clone(machine.memory()));
-        // Not joined: it ends when the last of the others has ended.
         spawn("apply", move || apply::run(shared, memory, &jobs))?;
     }
     let door = Arc::new(Door {
@@ -143,6 +139,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
     role.live(shutdown);
     role.door.closed.store(true, Ordering::Release);
     role.drop_link();
+    role.shared.apply(Job::Stop);
     let RoleThread { machine, node, arbiter, done, .. } = role;
     match done {
         Some(Ok(())) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter }))),
@@ -208,7 +205,7 @@ impl RoleThread {
             Action::DropLink => self.drop_link(),
             Action::StandDown { reason } => {
                 tracing::info!(reason, "what this standby held is discarded");
-                self.shared.apply(Job::Forget);
+                self.shared.apply(Job::Forget(bounded(1).0));
             }
             Action::Activate { generation } => self.activate(generation),
             // A primary's actions: a standby's core gives none of them.
@@ -236,6 +233,7 @@ impl RoleThread {
                 let _ = done.send(());
             }
             News::Recorded { link, generation } if self.is_current(link) => self.raise(RoleEvent::Recorded { generation }),
+            News::Spoilt { reason } => self.raise(RoleEvent::Spoilt { reason }),
             News::PeerShutdown { link, reason } if self.is_current(link) => {
                 (self.shared.report)(NodeEventKind::GuestStopped { reason: reason.clone() });
                 self.raise(RoleEvent::PeerShutdown { reason });
@@ -278,15 +276,17 @@ impl RoleThread {
         link.detector.heard(heard);
         let verdict = link.detector.check(now);
         let heartbeat = Message::Heartbeat { generation, sequence: link.sequence };
+        if let Verdict::Silent(silent_ns) = verdict {
+            return self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000));
+        }
         let sent = message::encode(&heartbeat).map_err(ReplicaError::from).and_then(|bytes| Ok(link.control.send(&bytes)?));
         match (sent, verdict) {
             (Err(error), _) => self.peer_gone(error.to_string()),
-            (Ok(()), Verdict::Silent(silent_ns)) => self.peer_gone(format!("heartbeats silent for {} ms", silent_ns / 1_000_000)),
             (Ok(()), Verdict::Stalled(gap_ns)) => {
                 tracing::warn!(gap_ms = gap_ns / 1_000_000, "this node did not run for a while");
                 self.raise(RoleEvent::Stalled { gap_ns });
             }
-            (Ok(()), Verdict::Alive | Verdict::Closed) => {}
+            (Ok(()), Verdict::Alive | Verdict::Closed | Verdict::Silent(_)) => {}
         }
     }
 
@@ -300,7 +300,8 @@ impl RoleThread {
         let now = monotonic_ns();
         let generation = hello.generation;
         self.shared.heard_ns.store(now, Ordering::Release);
-        self.shared.apply(Job::Forget);
+        let (done, ready) = bounded(1);
+        self.shared.apply(Job::Forget(done));
         *self.shared.staging() = Standby::new(generation);
         *self.shared.received() = Received::default();
         let gone = Arc::new(AtomicBool::new(false));
@@ -313,6 +314,7 @@ impl RoleThread {
             gone: Arc::clone(&gone),
             verify_memory: self.config.verify_memory,
             writer: apply::Writer::new(Arc::clone(self.machine.memory()), self.shared.map.clone()),
+            ready,
         };
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, receiver: link.control_rx, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);

@@ -24,6 +24,8 @@ pub(crate) enum News {
     FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, done: Sender<()> },
     /// The record names this standby.
     Recorded { link: u64, generation: Generation },
+    /// Guest memory is of no epoch any more.
+    Spoilt { reason: String },
     /// The guest ended on purpose.
     PeerShutdown { link: u64, reason: String },
 }
@@ -95,11 +97,13 @@ impl Shared {
                 Action::Apply(_) | Action::DiscardTorn(_) => {}
             }
         }
-        drop(staging);
         if committed {
             self.received().committed(epoch);
+            // Before the lock is let go: whoever stops the commits next finds every committed epoch in the apply thread's queue. That is unbounded, and so
+            // never waits; each epoch in it holds a staging slot, which bounds it.
             self.apply(Job::Epoch(Box::new(complete)));
         }
+        drop(staging);
         Ok(committed.then_some(epoch))
     }
 

@@ -51,9 +51,10 @@ enum Command {
         "Examples:\n  lockstep run --net tap=tap0\n",
         "  lockstep run --net tap=tap0 --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
         "  lockstep run --config vm0.toml --events /run/lockstep/vm0.events\n\n",
+        "Told to stop (SIGINT, SIGTERM), a primary ends its guest: the standby does not carry on.\n",
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
     ))]
-    Run(NodeArguments),
+    Run(RunArguments),
     /// Hold the copy of a guest that runs elsewhere, and carry on when its host dies
     #[command(after_help = concat!(
         "Example:\n  lockstep standby --net tap=tap0 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n\n",
@@ -86,6 +87,16 @@ struct NodeArguments {
     options: NodeOptions,
 }
 
+/// Options of a primary: those of a node, and what must never stay set in a file.
+#[derive(Debug, Args)]
+struct RunArguments {
+    #[command(flatten)]
+    node: NodeArguments,
+    /// Start although the arbiter's record names another owner or a standby, giving up whatever guest they hold. Only when you know that neither runs
+    #[arg(long, help_heading = "Replication")]
+    abandon_standby: bool,
+}
+
 /// An error with the exit status it stands for.
 struct Failure {
     code: u8,
@@ -102,8 +113,8 @@ impl Failure {
 #[must_use]
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
-        Command::Run(arguments) => node::run(arguments, Verb::Run),
-        Command::Standby(arguments) => node::run(arguments, Verb::Standby),
+        Command::Run(arguments) => node::run(arguments.node, Verb::Run, arguments.abandon_standby),
+        Command::Standby(arguments) => node::run(arguments, Verb::Standby, false),
         Command::Check(options) => check(&options),
         Command::Demo(options) => demo::run(&options),
     };

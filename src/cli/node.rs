@@ -5,7 +5,7 @@ use crate::config::{Verb, file};
 use crate::node::{self, Exit};
 use crate::signals;
 
-pub(super) fn run(arguments: NodeArguments, verb: Verb) -> Result<u8, Failure> {
+pub(super) fn run(arguments: NodeArguments, verb: Verb, abandon_standby: bool) -> Result<u8, Failure> {
     let usage = |error: Box<dyn std::error::Error>| Failure { code: code::USAGE, error };
     let options = match &arguments.config {
         Some(path) => arguments.options.or(file::read(path).map_err(|e| usage(e.into()))?),
@@ -15,7 +15,7 @@ pub(super) fn run(arguments: NodeArguments, verb: Verb) -> Result<u8, Failure> {
     let config = options.resolve(verb).map_err(|e| usage(e.into()))?;
     let shutdown = signals::shutdown_flag().map_err(|e| Failure::new(code::FAILED, format!("cannot catch signals: {e}")))?;
     let exit = match verb {
-        Verb::Run => node::run_primary(&config, shutdown),
+        Verb::Run => node::run_primary(&config, abandon_standby, shutdown),
         Verb::Standby => node::run_standby(&config, shutdown),
     };
     match exit.map_err(|e| Failure::new(code::FAILED, e))? {

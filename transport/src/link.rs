@@ -157,6 +157,15 @@ pub trait ControlSender: Send + Sync {
     /// # Errors
     /// [`TransportError::Oversize`], [`TransportError::PeerGone`], [`TransportError::TimedOut`] when the peer has stopped reading.
     fn send(&self, message: &[u8]) -> Result<(), TransportError>;
+
+    /// Sends one message that may as well be lost, if it need not wait and would keep no later message waiting: `false` when it was left out because
+    /// someone else is sending or bytes sent before are still on their way.
+    ///
+    /// # Errors
+    /// As [`ControlSender::send`].
+    fn send_if_quiet(&self, message: &[u8]) -> Result<bool, TransportError> {
+        self.send(message).map(|()| true)
+    }
 }
 
 /// Receives small messages in order.

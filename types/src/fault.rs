@@ -39,25 +39,51 @@ impl Point {
 }
 
 struct Armed {
-    point: String,
+    point: Point,
     left: AtomicU64,
 }
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+
+const ALL: [Point; 6] = [Point::MidSync, Point::MidPause, Point::MidSend, Point::BeforeRelease, Point::MidApply, Point::MidActivation];
+
+fn parse(text: &str) -> Option<Armed> {
+    let (name, turns) = text.split_once(':')?;
+    let point = ALL.into_iter().find(|point| point.name() == name)?;
+    Some(Armed { point, left: AtomicU64::new(turns.parse().ok().filter(|turns| *turns > 0)?) })
+}
 
 /// Dies here if this is the armed point and its turn has come.
 #[inline]
 pub fn reach(point: Point) {
     let armed = ARMED.get_or_init(|| {
         let text = std::env::var("LOCKSTEP_FAULT").ok()?;
-        let (point, turns) = text.split_once(':')?;
-        Some(Armed { point: point.to_owned(), left: AtomicU64::new(turns.parse().ok()?) })
+        let armed = parse(&text);
+        if armed.is_none() {
+            // A test with a typing error would test nothing.
+            eprintln!("LOCKSTEP_FAULT={text} is not point:n with one of {:?}", ALL.map(Point::name));
+            std::process::exit(2);
+        }
+        armed
     });
     if let Some(armed) = armed
-        && armed.point == point.name()
+        && armed.point == point
         && armed.left.fetch_sub(1, Ordering::Relaxed) == 1
     {
         // SIGKILL cannot be refused; should raising fail the test notices that nobody died.
         let _ = raise(Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_points_with_a_turn_are_armed() {
+        assert!(parse("mid-send:3").is_some());
+        for wrong in ["mid-send", "mid-send:", "mid-send:0", "mid-sent:3", ""] {
+            assert!(parse(wrong).is_none(), "{wrong}");
+        }
     }
 }

@@ -145,15 +145,15 @@ impl Node {
             _ if abandon => return,
             Some(standby) if record.owner == *me => format!(
                 "{me} ran this VM in generation {generation} with {standby} as its standby, which may hold the running guest: \
-                 let it take over and start this node as its standby, or, if {standby} is lost too, start again and abandon it explicitly"
+                 let it take over and start this node as its standby, or, if {standby} is lost too, start again with --abandon-standby"
             ),
             None if record.owner == *me => return,
             Some(standby) if standby == me => {
                 format!("{} runs this VM in generation {generation} and {me} is its standby: start this node as the standby", record.owner)
             }
             _ => format!(
-                "{} runs this VM in generation {generation}: start this node as its standby; if {} is dead for good, delete the arbiter's \
-                 record, or abandon it explicitly",
+                "{} runs this VM in generation {generation}: start this node as its standby; if {} is dead for good, start \
+                 this node with --abandon-standby",
                 record.owner, record.owner
             ),
         };

@@ -38,6 +38,7 @@ impl Node {
             (Event::PeerGone { cause }, State::Standing { committed: false, .. }) => {
                 self.stand_down(&format!("primary lost before the first whole epoch: {cause}"), actions);
             }
+            (Event::Spoilt { reason }, State::Standing { .. } | State::Seeking) => self.stand_down(&reason, actions),
             (Event::PeerShutdown { reason }, State::Standing { .. }) => {
                 self.stand_down(&format!("the guest ended on purpose: {reason}"), actions);
             }
