@@ -118,6 +118,12 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     };
     machine.boot(&BootConfig { kernel, initramfs: config.machine.initramfs.clone(), cmdline: config.machine.cmdline.clone() })?;
     machine.start()?;
+    // The guest may have run on another host before: switches must not go on sending its frames there.
+    for (port, frame) in machine.announcements() {
+        if let Some(tap) = machine.tap_writer(port) {
+            tap.write_frame(&frame);
+        }
+    }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
     lead(Leading { config, machine, output, node, arbiter, report }, shutdown)

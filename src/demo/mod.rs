@@ -17,7 +17,7 @@ pub mod world;
 
 use std::path::PathBuf;
 
-use crate::config::units::ByteSize;
+use crate::config::units::{ByteSize, Span};
 
 /// How the primary is made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -75,6 +75,9 @@ pub struct DemoOptions {
     /// Compare a digest of all guest memory at both ends at every epoch (slow)
     #[arg(long)]
     pub verify_memory: bool,
+    /// Silence after which a node holds its peer to be gone, at least twice the heartbeat interval of 20ms [default: 200ms]
+    #[arg(long, value_name = "DURATION")]
+    pub detection_bound: Option<Span>,
     /// Also write the report, as JSON, to FILE
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

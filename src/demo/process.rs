@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use types::event::{NodeEvent, NodeEventKind};
+use types::event::{NodeEvent, NodeEventKind, Protection};
 
 use super::world::{Host, Place, World, WorldError};
 use crate::host::monotonic_ns;
@@ -197,6 +197,16 @@ impl NodeProcess {
         self.ear.lock().events.clone()
     }
 
+    /// How safe the node's guest is by its newest word.
+    #[must_use]
+    pub fn protection(&self) -> Option<Protection> {
+        let told = self.ear.lock();
+        told.events.iter().rev().find_map(|event| match event.what {
+            NodeEventKind::State { protection, .. } => Some(protection),
+            _ => None,
+        })
+    }
+
     /// Ends the node at once, as a host's death would, and reaps it; when that was.
     ///
     /// # Errors
@@ -289,7 +299,9 @@ impl NodeProcess {
         ProcessError::Ended { name: self.name.clone(), status, awaited: awaited.to_owned(), tail: self.log_tail() }
     }
 
-    fn late(&self, awaited: &str, bound: Duration) -> ProcessError {
+    /// The error for a node that takes too long.
+    #[must_use]
+    pub fn late(&self, awaited: &str, bound: Duration) -> ProcessError {
         ProcessError::Late { name: self.name.clone(), awaited: awaited.to_owned(), bound, tail: self.log_tail() }
     }
 }

@@ -209,6 +209,9 @@ impl Run<'_> {
         if self.options.verify_memory {
             arguments.push("--verify-memory".into());
         }
+        if let Some(bound) = self.options.detection_bound {
+            arguments.extend([OsString::from("--detection-bound"), format!("{}us", bound.0.as_micros()).into()]);
+        }
         arguments
     }
 
@@ -247,12 +250,25 @@ impl Run<'_> {
         }
         let moment = length.mul_f64(StdRng::seed_from_u64(self.seed).random_range(0.35..0.65));
         self.watch(start + moment, "protected", shared, progress, &mut [&mut nodes.primary, &mut nodes.standby])?;
+        self.until_protected(nodes, shared, progress)?;
         let death = match self.options.kill {
             Kill::Hang => self.hang(nodes, progress)?,
             Kill::Crash | Kill::None => self.crash(nodes, progress)?,
         };
         self.watch(start + length, "after the failover", shared, progress, &mut [&mut nodes.standby])?;
         Ok(Some(death))
+    }
+
+    /// On a slow or busy host heartbeats can have been late and the standby be in the middle of a new copy: a death then proves nothing.
+    fn until_protected(&self, nodes: &mut Nodes, shared: &Shared, progress: &mut Progress) -> Result<(), DemoError> {
+        let deadline = Instant::now() + PROTECTED_BOUND;
+        while nodes.primary.protection() != Some(Protection::Protected) {
+            if Instant::now() >= deadline {
+                return Err(nodes.primary.late("protected again", PROTECTED_BOUND).into());
+            }
+            self.watch(Instant::now() + TICK, "not protected", shared, progress, &mut [&mut nodes.primary, &mut nodes.standby])?;
+        }
+        Ok(())
     }
 
     fn crash(&self, nodes: &mut Nodes, progress: &Progress) -> Result<Death, DemoError> {

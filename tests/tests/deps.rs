@@ -134,7 +134,10 @@ fn bincode_is_pinned_and_named_by_the_codec_only() {
         let dependencies = package["dependencies"].as_array().expect("dependencies");
         if package["source"].is_null() {
             let names_it = dependencies.iter().find(|d| text(d, "name") == "bincode");
-            assert!(names_it.is_none_or(|_| ["checkpoint", "vmm"].contains(&name)), "{name} names bincode: only the codec may, and a test of vmm");
+            assert!(
+                names_it.is_none_or(|_| ["checkpoint", "vmm"].contains(&name)),
+                "{name} names bincode: only the codec may, and a test of vmm"
+            );
             assert!(names_it.is_none_or(|d| text(d, "req") == "=2.0.1"), "{name} does not pin bincode");
         }
     }
