@@ -90,7 +90,6 @@ pub enum NodeError {
 ///
 /// `abandon_standby`: start although the record names another owner or a standby.
 pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    die_promptly();
     let outlets = Outlets::open(config)?;
     let exit = start_primary(config, abandon_standby, &outlets, shutdown);
     outlets.flush();
@@ -134,7 +133,6 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
 /// # Errors
 /// Whatever keeps the machine from being made or the standby from listening.
 pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    die_promptly();
     let outlets = Outlets::open(config)?;
     let exit = start_standby(config, &outlets, shutdown);
     outlets.flush();
@@ -168,13 +166,6 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
             let replica::Activated { machine, node, arbiter } = *active;
             lead(Leading { config, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
         }
-    }
-}
-
-/// First of all, while there are neither threads nor sockets: when this process is killed its peer must see that before its memory is freed.
-fn die_promptly() {
-    if let Err(error) = transport::prompt_death::hold_memory() {
-        tracing::warn!(%error, "should this process be killed, its peer will notice only after its memory is freed");
     }
 }
 
@@ -253,6 +244,10 @@ fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<Outpu
         },
         sinks,
     )?;
+    // Before there are sockets: when this process is killed its peer must see that before its memory is freed and its machine taken apart.
+    if let Err(error) = transport::prompt_death::hold(machine.descriptors()) {
+        tracing::warn!(%error, "should this process be killed, its peer will notice only after its memory is freed");
+    }
     output.connect((0..shape.nets.len() as u8).filter_map(|port| machine.tap_writer(port)).collect());
     Ok((machine, output))
 }

@@ -285,7 +285,7 @@ fn kill_one() -> Duration {
 const VICTIM_MEMORY: usize = 128 << 20;
 
 fn victim(addr: &str) {
-    transport::prompt_death::hold_memory().unwrap();
+    transport::prompt_death::hold(&[]).unwrap();
     // A vector: not the huge pages of a region, which are freed much faster than the small ones of a fragmented host.
     let memory = vec![1_u8; VICTIM_MEMORY];
     std::hint::black_box(&memory);

@@ -4,6 +4,7 @@
 //! `vm_state`). Guards S5 (only a paused machine can be captured) and S6 (a pause ends when its guard does).
 
 use std::{
+    os::fd::RawFd,
     sync::{Arc, Mutex, MutexGuard},
     thread::JoinHandle,
 };
@@ -81,6 +82,7 @@ pub struct Machine {
     pub(crate) worker: Mutex<Option<DeviceWorker>>,
     pub(crate) control: Mutex<Control>,
     pub(crate) events: Receiver<MachineEvent>,
+    pub(crate) descriptors: Vec<RawFd>,
 }
 
 impl Machine {
@@ -354,6 +356,12 @@ impl Machine {
     /// Offers frames again that a sink refused with `SinkFull`.
     pub fn retry_output(&self) {
         self.worker_handle.retry();
+    }
+
+    /// The descriptors of the virtual machine and its vCPUs: whoever else holds them keeps KVM from taking the machine apart when this process dies.
+    #[must_use]
+    pub fn descriptors(&self) -> &[RawFd] {
+        &self.descriptors
     }
 
     /// What the machine has to tell. Each event but a full ring's means that its vCPU stands still for good.

@@ -118,6 +118,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
 
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
     let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
+    let descriptors = fds.iter().copied().chain([vm.as_raw_fd()]).collect();
     let tracker = tracking.finish(Arc::clone(&vm), &layout, &fds, Arc::clone(&memory))?;
     let cpuid = cpuid::for_vcpu(&kvm, &cpuid::supported(&kvm)?, 0, config.vcpus);
     let kit = state_kit(&kvm, &vm, &vcpus, !cpuid::has_xsave(&cpuid))?;
@@ -148,6 +149,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         worker: Mutex::new(Some(worker)),
         control: Mutex::new(Control { phase: Phase::Empty, quiesced: Some(quiesced) }),
         events,
+        descriptors,
     })
 }
 
