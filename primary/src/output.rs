@@ -144,9 +144,7 @@ impl OutputPath {
     }
 
     fn tell(&self, first: bool, pressure: bool) {
-        if (first || pressure)
-            && let Some(notify) = self.notify.get()
-        {
+        if let Some(notify) = self.notify.get() {
             notify(Event::Output { first, pressure });
         }
     }
