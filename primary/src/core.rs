@@ -44,8 +44,7 @@ pub enum Event {
     HoldRelease(bool),
     /// Time passed. To be raised at [`Pipeline::deadline_ns`].
     Tick,
-    /// The guest sent output that is held. To be raised for the first of an epoch, when the buffer gets short, and for others so that what belongs together is
-    /// gathered. May come from the
+    /// The guest sent output that is held. Need only be raised for the first of an epoch, and when the buffer gets short. May come from the
     /// device before [`Event::Captured`] of the epoch that was just sealed.
     Output {
         /// It is the first held in the epoch that is open in the buffer.
@@ -264,7 +263,7 @@ impl Pipeline {
     /// When [`Event::Tick`] is wanted next, if at all.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        if self.may_end() { Some(self.timing.deadline_ns(self.open)) } else { None }
+        if self.may_end() { Some(self.timing.deadline_ns(self.open, !self.in_flight.is_empty())) } else { None }
     }
 
     /// Takes one event at `now_ns` (monotonic) and appends what must be done to `actions`. Never panics.
@@ -455,7 +454,7 @@ impl Pipeline {
         if !self.may_end() {
             return;
         }
-        if let Some(reason) = self.timing.end_reason(self.open, now_ns) {
+        if let Some(reason) = self.timing.end_reason(self.open, !self.in_flight.is_empty(), now_ns) {
             self.ending = true;
             actions.push(Action::EndEpoch { generation: self.generation, epoch: self.open, reason });
         } else if self.timing.sample_due(now_ns) {

@@ -144,7 +144,9 @@ impl OutputPath {
     }
 
     fn tell(&self, first: bool, pressure: bool) {
-        if let Some(notify) = self.notify.get() {
+        if (first || pressure)
+            && let Some(notify) = self.notify.get()
+        {
             notify(Event::Output { first, pressure });
         }
     }

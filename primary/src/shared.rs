@@ -117,9 +117,7 @@ impl Shared {
 
     /// Gives the pipeline an event and carries out what it decides. The epoch thread uses [`Shared::decide`] instead.
     pub(crate) fn raise(&self, event: Event) {
-        // Output that follows other output only moves the deadline away: the epoch thread finds out when it wakes for the old one.
-        let wakes =
-            matches!(event, Event::Output { first: true, .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
+        let wakes = matches!(event, Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
         let mut ordered = false;
         self.decide(event, |order| {
             ordered = true;

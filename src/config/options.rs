@@ -66,7 +66,7 @@ pub struct NodeOptions {
     #[arg(long, value_name = "DURATION", help_heading = "Replication")]
     pub detection_bound: Option<Span>,
 
-    /// Microseconds that output may wait at most before its epoch is ended; it ends sooner when no more output comes [default: 300]
+    /// Microseconds that output may wait for more of it while a commit is outstanding; else it ends its epoch at once [default: 200]
     #[arg(long, value_name = "US", help_heading = "Epochs")]
     pub output_wait_us: Option<u64>,
     /// Dirty memory at which an epoch is ended [default: 16M]

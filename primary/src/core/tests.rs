@@ -4,9 +4,9 @@ use super::*;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
-/// The defaults' bounds on how long output waits: at most, and for more of it.
-const WAIT: u64 = 300 * US;
-const GATHER: u64 = 50 * US;
+/// The defaults' bounds on how long output waits: with commits outstanding, and without.
+const WAIT: u64 = 200 * US;
+const GATHER: u64 = 15 * US;
 const G: Generation = Generation(3);
 
 struct Bench {
@@ -104,16 +104,19 @@ fn output_ends_its_epoch_after_its_bound_and_not_before() {
 }
 
 #[test]
-fn output_is_gathered_while_more_comes_but_never_beyond_its_bound() {
+fn output_waits_longer_while_a_commit_is_outstanding_and_ends_its_epoch_with_that_commit() {
     let mut bench = Bench::protected();
+    bench.output_epoch(2);
     bench.put(Event::Output { first: true, pressure: false });
-    let began = bench.now;
-    while bench.now + 40 * US < began + WAIT {
-        bench.now += 40 * US;
-        assert_eq!(bench.put(Event::Output { first: false, pressure: false }), []);
-    }
-    assert_eq!(bench.pipeline.deadline_ns(), Some(began + WAIT));
-    assert_eq!(bench.after(began + WAIT - bench.now), [end(2, EndReason::Output)]);
+    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + WAIT));
+    assert_eq!(bench.after(GATHER), []);
+    assert_eq!(bench.committed(2), [release(2), end(3, EndReason::Output)]);
+
+    let mut bench = Bench::protected();
+    bench.output_epoch(2);
+    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.after(WAIT - US), []);
+    assert_eq!(bench.after(US), [end(3, EndReason::Output)]);
 }
 
 #[test]

@@ -10,10 +10,9 @@ use super::EndReason;
 /// When epochs end. Times in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// How long output waits at most before its epoch ends.
+    /// How long output waits at most before its epoch ends while commits are outstanding: then it is better to gather more and pause less often.
     pub output_wait_ns: u64,
-    /// Output that is followed by no more for so long ends its epoch: what a guest answers in one go then leaves in one epoch, instead of a first answer
-    /// that leaves at once and others that wait for its commit.
+    /// How long output waits while no commit is outstanding: long enough for the device to hand over the rest of one burst.
     pub gather_ns: u64,
     /// Dirty pages that end an epoch: 4096 pages pause the guest for about 1.7 ms.
     pub dirty_budget_pages: u64,
@@ -30,8 +29,8 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
-            output_wait_ns: 300_000,
-            gather_ns: 50_000,
+            output_wait_ns: 200_000,
+            gather_ns: 15_000,
             dirty_budget_pages: 4096,
             longest_ns: 25_000_000,
             max_in_flight: 4,
@@ -50,8 +49,6 @@ pub(super) struct Timing {
     policy: Policy,
     opened_ns: u64,
     output_since_ns: Option<u64>,
-    /// When output came last.
-    output_last_ns: u64,
     pressure: bool,
     /// Output of the next epoch that was reported before the open one was reported captured.
     next_output_since_ns: Option<u64>,
@@ -70,7 +67,6 @@ impl Timing {
             policy,
             opened_ns: 0,
             output_since_ns: None,
-            output_last_ns: 0,
             pressure: false,
             next_output_since_ns: None,
             next_pressure: false,
@@ -96,7 +92,6 @@ impl Timing {
         if first {
             self.output_since_ns.get_or_insert(now_ns);
         }
-        self.output_last_ns = now_ns;
         self.pressure |= pressure;
     }
 
@@ -150,14 +145,13 @@ impl Timing {
     }
 
     /// When the output that is pending now has waited long enough.
-    fn output_due_ns(&self) -> Option<u64> {
-        let since = self.output_since_ns?;
-        let quiet = self.output_last_ns.max(since).saturating_add(self.policy.gather_ns);
-        Some(quiet.min(since.saturating_add(self.policy.output_wait_ns)))
+    fn output_due_ns(&self, outstanding: bool) -> Option<u64> {
+        let wait = if outstanding { self.policy.output_wait_ns } else { self.policy.gather_ns.min(self.policy.output_wait_ns) };
+        self.output_since_ns.map(|since| since.saturating_add(wait))
     }
 
-    /// Why the open epoch should end now, if it should.
-    pub(super) fn end_reason(&self, open: Epoch, now_ns: u64) -> Option<EndReason> {
+    /// Why the open epoch should end now, if it should. `outstanding`: epochs are in flight.
+    pub(super) fn end_reason(&self, open: Epoch, outstanding: bool, now_ns: u64) -> Option<EndReason> {
         if now_ns < self.not_before_ns {
             return None;
         }
@@ -167,7 +161,7 @@ impl Timing {
         if self.pressure {
             return Some(EndReason::Pressure);
         }
-        if self.output_due_ns().is_some_and(|due| now_ns >= due) {
+        if self.output_due_ns(outstanding).is_some_and(|due| now_ns >= due) {
             return Some(EndReason::Output);
         }
         if self.dirty_pages >= self.policy.dirty_budget_pages.max(1) {
@@ -187,12 +181,12 @@ impl Timing {
     }
 
     /// When [`Timing::end_reason`] or [`Timing::sample_due`] will have something to say.
-    pub(super) fn deadline_ns(&self, open: Epoch) -> u64 {
+    pub(super) fn deadline_ns(&self, open: Epoch, outstanding: bool) -> u64 {
         let mut at = self.sample_at_ns;
         if open == Epoch::NONE.next() || self.pressure {
             at = 0;
         }
-        if let Some(due) = self.output_due_ns() {
+        if let Some(due) = self.output_due_ns(outstanding) {
             at = at.min(due);
         }
         if self.dirty_pages > 0 {
