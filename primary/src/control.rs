@@ -8,37 +8,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use checkpoint::message::{self, Message};
 use transport::ControlReceiver;
+use transport::pump::receive_until;
 use types::clock::monotonic_ns;
 
 use crate::connect::name_of;
 use crate::core::Event;
-use crate::sender::LINK_POLL;
 use crate::shared::{News, Shared};
 
 /// What the thread is made from.
 pub(crate) struct ControlThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: u64,
-    pub(crate) receiver: Box<dyn ControlReceiver>,
     pub(crate) gone: Arc<AtomicBool>,
     /// Silence of the role thread that means that this process did not run, nanoseconds.
     pub(crate) stall_ns: u64,
 }
 
 /// Runs until the link fails or is not wanted any more.
-pub(crate) fn run(mut thread: ControlThread) {
+pub(crate) fn run(thread: &ControlThread, mut receiver: Box<dyn ControlReceiver>) {
     types::thread::urgent(types::thread::Urgency::Commit);
-    while !thread.gone.load(Ordering::Acquire) {
-        let cause = match thread.receiver.receive(LINK_POLL) {
-            Ok(None) => continue,
-            Ok(Some(bytes)) => match thread.take(&bytes) {
-                Ok(()) => continue,
-                Err(cause) => cause,
-            },
-            Err(error) => error.to_string(),
-        };
+    let cause = receive_until(&thread.gone, |poll| receiver.receive(poll), |bytes| thread.take(&bytes));
+    if let Some(cause) = cause {
         thread.shared.tell(News::LinkLost { link: thread.link, cause });
-        return;
     }
 }
 

@@ -491,19 +491,15 @@ impl RoleThread {
             data: linked.link.data,
             delta_pages: config.delta_pages,
         };
-        let receiving = ControlThread {
-            shared: Arc::clone(&self.shared),
-            link: number,
-            receiver: linked.link.control_rx,
-            gone: Arc::clone(&gone),
-            stall_ns: config.bound_ns,
-        };
+        let receiving =
+            ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone), stall_ns: config.bound_ns };
         let detector = Detector::new(config.heartbeat_ns, config.bound_ns, now);
         let link = LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, sequence: 0 };
         let (mirror, copies) = Mirror::new();
         let (generation, control) = (self.setup.node.generation(), Arc::clone(&link.control));
+        let control_rx = linked.link.control_rx;
         let spawned = spawn("sender", move || sender::run(sending))
-            .and_then(|_| spawn("control", move || control::run(receiving)))
+            .and_then(|_| spawn("control", move || control::run(&receiving, control_rx)))
             .and_then(|_| spawn("mirror", move || mirror::run(&copies, generation, &control)));
         self.mirror = Some(mirror);
         if let Err(error) = spawned {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use checkpoint::tail::encode_tail;
 use checkpoint::{EncodedPart, Encoder, EncoderConfig, EpochInput, codec, encode};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use transport::pump::LINK_POLL;
 use transport::{DataSender, Piece, RegionId, RegionRef};
 use types::Generation;
 
@@ -19,8 +20,6 @@ use crate::core::Event;
 use crate::error::PrimaryError;
 use crate::shared::{News, Shared};
 
-/// How often a wait looks whether the link is still wanted.
-pub(crate) const LINK_POLL: Duration = Duration::from_millis(20);
 /// How long completions are waited for while no new job is there.
 const REAP: Duration = Duration::from_millis(1);
 

@@ -113,7 +113,7 @@ impl Pool {
     /// The next free buffer; `None` when the link goes away first.
     pub(crate) fn next(&self, gone: &AtomicBool) -> Option<CaptureBuffer> {
         loop {
-            if let Ok(buffer) = self.free.recv_timeout(crate::sender::LINK_POLL) {
+            if let Ok(buffer) = self.free.recv_timeout(transport::pump::LINK_POLL) {
                 return Some(buffer);
             }
             if gone.load(Ordering::Acquire) {

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use checkpoint::{Assembler, CompleteEpoch, Part, PartKind};
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use transport::pump::{LINK_POLL, receive_until};
 use transport::{ControlSender, DataReceiver, Slot};
 use types::{Epoch, Generation};
 
@@ -16,15 +16,11 @@ use crate::apply::{Job, Writer};
 use crate::core::Event;
 use crate::shared::{News, Shared};
 
-/// How often a wait looks whether the link is still wanted.
-pub(crate) const LINK_POLL: Duration = Duration::from_millis(20);
-
 /// What the thread is made from.
 pub(crate) struct DataThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: u64,
     pub(crate) generation: Generation,
-    pub(crate) receiver: Box<dyn DataReceiver>,
     pub(crate) control: Arc<dyn ControlSender>,
     pub(crate) gone: Arc<AtomicBool>,
     pub(crate) verify_memory: bool,
@@ -35,7 +31,7 @@ pub(crate) struct DataThread {
 }
 
 /// Runs until the link fails or is not wanted any more.
-pub(crate) fn run(mut thread: DataThread) {
+pub(crate) fn run(mut thread: DataThread, mut receiver: Box<dyn DataReceiver>) {
     types::thread::urgent(types::thread::Urgency::Commit);
     let mut assembler = Assembler::new(thread.generation);
     while let Err(RecvTimeoutError::Timeout) = thread.ready.recv_timeout(LINK_POLL) {
@@ -43,17 +39,10 @@ pub(crate) fn run(mut thread: DataThread) {
             return;
         }
     }
-    while !thread.gone.load(Ordering::Acquire) {
-        let cause = match thread.receiver.receive(LINK_POLL) {
-            Ok(None) => continue,
-            Ok(Some(slot)) => match thread.take(slot, &mut assembler) {
-                Ok(()) => continue,
-                Err(cause) => cause,
-            },
-            Err(error) => error.to_string(),
-        };
+    let gone = Arc::clone(&thread.gone);
+    let cause = receive_until(&gone, |poll| receiver.receive(poll), |slot| thread.take(slot, &mut assembler));
+    if let Some(cause) = cause {
         thread.shared.tell(News::LinkLost { link: thread.link, cause });
-        return;
     }
 }
 

@@ -309,18 +309,18 @@ impl RoleThread {
             shared: Arc::clone(&self.shared),
             link: number,
             generation,
-            receiver: link.data,
             control: Arc::clone(&link.control_tx),
             gone: Arc::clone(&gone),
             verify_memory: self.config.verify_memory,
             writer: apply::Writer::new(Arc::clone(self.machine.memory()), self.shared.map.clone()),
             ready,
         };
-        let control = ControlThread { shared: Arc::clone(&self.shared), link: number, receiver: link.control_rx, gone: Arc::clone(&gone) };
+        let control = ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
         self.link = Some(LinkState { number, control: link.control_tx, gone, detector, sequence: 0 });
         self.raise(RoleEvent::PrimaryLinked { generation });
-        let spawned = spawn("data", move || data::run(data)).and_then(|_| spawn("control", move || control::run(control)));
+        let spawned = spawn("data", move || data::run(data, link.data))
+            .and_then(|_| spawn("control", move || control::run(&control, link.control_rx)));
         if let Err(error) = spawned {
             self.peer_gone(error.to_string());
         }

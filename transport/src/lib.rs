@@ -13,6 +13,7 @@ pub mod inproc;
 pub mod link;
 mod map;
 pub mod prompt_death;
+pub mod pump;
 pub mod region;
 pub mod staging;
 pub mod tcp;
