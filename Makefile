@@ -29,7 +29,7 @@ setup:
 		echo "installing:$$missing"; \
 		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
-	@command -v $(CARGO) >/dev/null 2>&1 || { echo "error: no Rust toolchain; install one of at least 1.95 from https://rustup.rs and make sure that cargo is on the PATH" >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null 2>&1 || { echo "error: no Rust toolchain; install one of at least 1.95 (rustup does) and make sure that cargo is on the PATH" >&2; exit 1; }
 
 build: setup
 	$(CARGO) build --locked --release -p lockstep
