@@ -1,5 +1,5 @@
 //! What the tests share: a primary's memory, the encoder in front of it, and a standby that applies what it is sent.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeSet;
 

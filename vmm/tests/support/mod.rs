@@ -2,7 +2,7 @@
 //!
 //! The guest starts directly in 64-bit ring 3, where every KVM back end runs it natively: a state captured from a machine that never ran is changed to
 //! that and restored.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     sync::{Arc, Mutex},
