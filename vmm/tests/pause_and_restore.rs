@@ -114,7 +114,10 @@ fn a_restored_machine_goes_on_exactly_where_the_captured_one_stopped() {
 
     second.start().unwrap();
     wait_past(&second, COUNTER, state.vcpus[0].regs.rax + 1000);
-    assert_consistent(&second, &capture(&second));
+    // The guard must live until memory is read: the guest would be further by then.
+    let mut paused = second.pause().unwrap();
+    assert_consistent(&second, &paused.capture().unwrap());
+    drop(paused);
     assert_eq!(read(&first, COUNTER) | 1, state.vcpus[0].regs.rax | 1, "the first machine stood still");
 }
 
@@ -147,7 +150,10 @@ fn two_vcpus_stop_and_go_on_together() {
     for (index, vcpu) in state.vcpus.iter().enumerate() {
         wait_past(&second, COUNTER + index as u64 * 0x1000, vcpu.regs.rax + 1000);
     }
-    assert_consistent(&second, &capture(&second));
+    // The guard must live until memory is read: the guest would be further by then.
+    let mut paused = second.pause().unwrap();
+    assert_consistent(&second, &paused.capture().unwrap());
+    drop(paused);
 }
 
 #[test]
