@@ -3,6 +3,7 @@
 //! Lives here: newtypes and tokens that more than one crate speaks of. Not here: any behaviour, I/O or policy. Every other crate may
 //! use this one. Guards S1 (a [`Commit`] is the only key to held output) and S3 ([`Generation`] is the fencing number).
 
+pub mod block;
 pub mod clock;
 pub mod event;
 pub mod fault;

@@ -25,7 +25,7 @@ pub use machine::Machine;
 pub use memory::{HIGH_MEMORY_START, LOW_MEMORY_END};
 pub use paused::Paused;
 pub use setup::open_kvm;
-pub use sinks::{ConsoleSink, FrameSink, SinkFull};
+pub use sinks::{BlockBackend, ConsoleSink, FrameSink, SinkFull};
 pub use vcpu::VcpuState;
 pub use vm_state::{MACHINE_STATE_VERSION, MachineState, VmState};
 
