@@ -256,22 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_write_survives_encoding_in_any_format() {
+    fn a_disk_write_survives_a_text_format() {
         let zeroes = DiskWrite { change: DiskChange::Zeroes { len: 1 << 20, may_unmap: true }, ..data(&[]) };
         let discard = DiskWrite { change: DiskChange::Discard { len: 4096 }, ..data(&[]) };
         for write in [data(&[]), data(&[7; 700]), zeroes, discard] {
-            let bytes = bincode::serde::encode_to_vec(&write, bincode::config::standard()).unwrap();
-            let (read, used): (DiskWrite, usize) = bincode::serde::decode_from_slice(&bytes, bincode::config::standard()).unwrap();
-            assert_eq!((&read, used), (&write, bytes.len()));
             let text = serde_json::to_string(&write).unwrap();
             assert_eq!(serde_json::from_str::<DiskWrite>(&text).unwrap(), write);
         }
-    }
-
-    #[test]
-    fn content_is_encoded_as_one_run_of_bytes() {
-        let bytes = bincode::serde::encode_to_vec(data(&[7; 200]), bincode::config::standard()).unwrap();
-        assert!(bytes.ends_with(&[7; 200]) && bytes.len() < 210);
     }
 
     #[test]
