@@ -236,6 +236,7 @@ fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<Outpu
             },
             vcpus: shape.vcpus,
             nets: shape.nets.iter().map(|net| vmm::NetConfig { tap: net.tap.clone(), mac: net.mac }).collect(),
+            bus: vmm::Bus::Mmio,
             dirty: match config.dirty_tracking {
                 config::DirtyTracking::Auto => dirty_tracking::Choice::Auto,
                 config::DirtyTracking::Bitmap => dirty_tracking::Choice::Bitmap,

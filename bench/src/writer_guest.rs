@@ -62,7 +62,7 @@ impl ConsoleSink for Nowhere {
 /// No KVM.
 pub fn machine() -> Result<Machine, BenchError> {
     let memory = MemoryConfig { bytes: MEMORY_BYTES, backing: Backing::Anonymous };
-    let config = MachineConfig { memory, vcpus: 1, nets: Vec::new(), dirty: Choice::Auto };
+    let config = MachineConfig { memory, vcpus: 1, nets: Vec::new(), bus: vmm::Bus::Mmio, dirty: Choice::Auto };
     Ok(Machine::new(&config, Sinks { frames: Arc::new(Nowhere), console: Arc::new(Nowhere) })?)
 }
 

@@ -18,12 +18,7 @@ use linux_loader::{
 };
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 
-use crate::{BootConfig, GuestMemory, KernelImage, VmmError, devices::virtio::mmio::MMIO_LENGTH, memory};
-
-/// First virtio-mmio window; one of [`MMIO_LENGTH`] for each device from here on.
-pub const MMIO_BASE: u64 = 0xd000_0000;
-/// Interrupt line of the first virtio-mmio device; one for each from here on.
-pub const MMIO_FIRST_GSI: u32 = 5;
+use crate::{BootConfig, GuestMemory, KernelImage, VmmError, layout::MmioWindow, memory};
 
 /// Where the boot data lies: below 640 KiB, where no kernel is loaded (checked).
 const START_INFO: u64 = 0x6000;
@@ -65,7 +60,7 @@ pub(crate) struct Entry {
 }
 
 /// Loads kernel, initial RAM file system, command line and start info into guest memory of `bytes` bytes.
-pub(crate) fn load(boot: &BootConfig, guest: &GuestMemory, bytes: u64, nets: usize, vcpus: u8) -> Result<Entry, VmmError> {
+pub(crate) fn load(boot: &BootConfig, guest: &GuestMemory, bytes: u64, mmio: &[MmioWindow], vcpus: u8) -> Result<Entry, VmmError> {
     let (name, image) = match &boot.kernel {
         KernelImage::Path(path) => (path.display().to_string(), std::borrow::Cow::Owned(read("kernel", path, bytes)?)),
         KernelImage::Bytes(image) => ("the built-in image".to_owned(), std::borrow::Cow::Borrowed(*image)),
@@ -83,7 +78,7 @@ pub(crate) fn load(boot: &BootConfig, guest: &GuestMemory, bytes: u64, nets: usi
         Some(path) => Some(load_initramfs(guest, &read("initramfs", path, bytes)?, loaded.kernel_end, bytes)?),
         None => None,
     };
-    write_cmdline(guest, &cmdline(&boot.cmdline, nets, vcpus)?)?;
+    write_cmdline(guest, &cmdline(&boot.cmdline, mmio, vcpus)?)?;
     write_start_info(guest, bytes, module)?;
     Ok(Entry { address: entry.0 })
 }
@@ -174,11 +169,10 @@ fn load_initramfs(guest: &GuestMemory, content: &[u8], kernel_end: u64, bytes: u
 }
 
 /// The user's command line with the machine's devices and vCPUs appended.
-fn cmdline(user: &str, nets: usize, vcpus: u8) -> Result<String, VmmError> {
+fn cmdline(user: &str, mmio: &[MmioWindow], vcpus: u8) -> Result<String, VmmError> {
     let mut line = user.trim().to_owned();
-    for index in 0..nets {
-        let base = MMIO_BASE + index as u64 * MMIO_LENGTH;
-        line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{}", MMIO_FIRST_GSI as usize + index));
+    for MmioWindow { base, gsi } in mmio {
+        line.push_str(&format!(" virtio_mmio.device=4K@{base:#x}:{gsi}"));
     }
     line.push_str(&format!(" lockstep.cpus={vcpus}"));
     if line.contains('\0') {
@@ -262,13 +256,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_names_every_network_window_and_the_vcpus() {
+    fn the_command_line_names_every_virtio_window_and_the_vcpus() {
+        let windows: Vec<_> = (0..2).filter_map(crate::layout::mmio_window).collect();
         assert_eq!(
-            cmdline("quiet", 2, 3).expect("fits"),
+            cmdline("quiet", &windows, 3).expect("fits"),
             "quiet virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 lockstep.cpus=3"
         );
-        assert!(cmdline(&"x".repeat(CMDLINE_MAX), 0, 1).is_err());
-        assert!(cmdline("a\0b", 0, 1).is_err());
+        assert!(cmdline(&"x".repeat(CMDLINE_MAX), &[], 1).is_err());
+        assert!(cmdline("a\0b", &[], 1).is_err());
     }
 
     #[test]

@@ -13,8 +13,20 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Network interfaces, at most [`crate::MAX_NETS`].
     pub nets: Vec<NetConfig>,
+    /// How virtio devices meet the guest.
+    pub bus: Bus,
     /// How dirty pages are found.
     pub dirty: dirty_tracking::Choice,
+}
+
+/// How virtio devices meet the guest. Part of the guest's shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-mmio: one window and one edge-triggered line for each device. For the built-in guest.
+    #[default]
+    Mmio,
+    /// virtio-pci with MSI-X: one interrupt for each queue, no acknowledgement. For stock kernels.
+    Pci,
 }
 
 /// Guest memory.

@@ -3,11 +3,13 @@
 //! Lives here: everything that knows KVM. Not here: epochs, networks between hosts, who may run (floors above). Guards S5 (complete
 //! capture: a restored machine cannot be told from the one that was captured) and S7 (what a guest writes ends in an error, not in harm).
 
+mod attach;
 mod boot;
 mod config;
 mod cpuid;
 pub mod devices;
 mod error;
+pub mod layout;
 mod machine;
 mod memory;
 mod paused;
@@ -17,17 +19,17 @@ pub mod sinks;
 mod vcpu;
 mod vm_state;
 
-pub use boot::{MMIO_BASE, MMIO_FIRST_GSI};
-pub use config::{Backing, BootConfig, KernelImage, MachineConfig, MachineEvent, MemoryConfig, NetConfig, Sinks};
+pub use config::{Backing, BootConfig, Bus, KernelImage, MachineConfig, MachineEvent, MemoryConfig, NetConfig, Sinks};
 pub use devices::tap::TapWriter;
 pub use error::VmmError;
+pub use layout::{MMIO_BASE, MMIO_FIRST_GSI};
 pub use machine::Machine;
 pub use memory::{HIGH_MEMORY_START, LOW_MEMORY_END};
 pub use paused::Paused;
 pub use setup::open_kvm;
 pub use sinks::{BlockBackend, ConsoleSink, FrameSink, SinkFull};
 pub use vcpu::VcpuState;
-pub use vm_state::{MACHINE_STATE_VERSION, MachineState, VmState};
+pub use vm_state::{DeviceState, MACHINE_STATE_VERSION, MachineState, TransportState, VirtioState, VmState};
 
 /// Guest memory: mapped once, with a log that notes every write the VMM itself makes.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<dirty_tracking::WriteLog>;
@@ -35,5 +37,5 @@ pub type GuestMemory = vm_memory::GuestMemoryMmap<dirty_tracking::WriteLog>;
 /// Most vCPUs a machine may have: the capture barrier and the APIC ids (8 bits) are made for this many.
 pub const MAX_VCPUS: u8 = 64;
 
-/// Most network interfaces: one GSI each from 5 up to the IOAPIC's last pin, 23.
+/// Most network interfaces; how many virtio devices there can be in all depends on the bus.
 pub const MAX_NETS: usize = 16;

@@ -14,7 +14,9 @@ use dirty_tracking::{DirtySet, DirtyTracker as _, Kind, Layout, Merged};
 use kvm_ioctls::VmFd;
 
 use crate::{
-    BootConfig, GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError, boot,
+    BootConfig, GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError,
+    attach::{self, Attached},
+    boot,
     devices::{
         lock,
         serial::SerialConsole,
@@ -55,6 +57,7 @@ pub(crate) struct Control {
     pub quiesced: Option<Quiesced>,
 }
 
+/// A network card as those need it who deal with frames; it is among the machine's devices too.
 pub(crate) struct Net {
     pub card: Arc<Mutex<NetDevice>>,
     pub writer: TapWriter,
@@ -76,6 +79,7 @@ pub struct Machine {
     pub(crate) waiter: Arc<Waiter>,
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) tracker: Mutex<Merged>,
+    pub(crate) devices: Vec<Attached>,
     pub(crate) nets: Vec<Net>,
     pub(crate) serial: Arc<Mutex<SerialConsole>>,
     pub(crate) worker_handle: WorkerHandle,
@@ -102,7 +106,7 @@ impl Machine {
         if lock(&self.control).phase != Phase::Empty {
             return Err(VmmError::WrongState { what: "boot the machine", why: "it holds a guest already" });
         }
-        let entry = boot::load(boot, &self.memory, self.bytes, self.nets.len(), self.seats.len() as u8)?;
+        let entry = boot::load(boot, &self.memory, self.bytes, &attach::mmio_windows(&self.devices), self.seats.len() as u8)?;
         self.on_vcpu(0, move |vcpu| {
             let sregs = vcpu.fd.get_sregs().map_err(VmmError::kvm("KVM_GET_SREGS"))?;
             let (regs, sregs) = boot::registers(entry, sregs);
@@ -128,8 +132,8 @@ impl Machine {
         self.restore_vcpus(state, tsc)?;
         state.vm.restore_chips(&self.vm)?;
         let failed = |device: String| move |error: crate::devices::DeviceError| VmmError::Device { device, reason: error.to_string() };
-        for (index, (net, saved)) in self.nets.iter().zip(&state.nets).enumerate() {
-            lock(&net.card).restore(saved).map_err(failed(format!("net{index}")))?;
+        for (attached, saved) in self.devices.iter().zip(&state.devices) {
+            attached.restore(saved).map_err(failed(attached.name.clone()))?;
         }
         lock(&self.serial).restore(&state.serial).map_err(failed("serial console".into()))?;
         lock(&self.control).phase = Phase::Restored;
@@ -144,13 +148,13 @@ impl Machine {
                 "it has version {found}, this program reads {MACHINE_STATE_VERSION}; run the same version on both hosts"
             ));
         }
-        if state.vcpus.len() != self.seats.len() || state.nets.len() != self.nets.len() {
+        if state.vcpus.len() != self.seats.len() || state.devices.len() != self.devices.len() {
             return refuse(format!(
-                "it has {} vCPUs and {} network interfaces, this machine {} and {}; both hosts must run the same machine configuration",
+                "it has {} vCPUs and {} virtio devices, this machine {} and {}; both hosts must run the same machine configuration",
                 state.vcpus.len(),
-                state.nets.len(),
+                state.devices.len(),
                 self.seats.len(),
-                self.nets.len()
+                self.devices.len()
             ));
         }
         Ok(())
@@ -206,9 +210,9 @@ impl Machine {
             Phase::Empty => return Err(VmmError::WrongState { what: "start the machine", why: "nothing has been booted or restored" }),
             Phase::Running => return Ok(()),
             Phase::Restored => {
-                for (index, net) in self.nets.iter().enumerate() {
-                    let woken = lock(&net.card).activate();
-                    woken.map_err(|error| VmmError::Device { device: format!("net{index}"), reason: error.to_string() })?;
+                for attached in &self.devices {
+                    let woken = attached.activate();
+                    woken.map_err(|error| VmmError::Device { device: attached.name.clone(), reason: error.to_string() })?;
                 }
             }
             Phase::Booted | Phase::Stopped => {}

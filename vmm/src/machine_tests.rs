@@ -37,6 +37,7 @@ fn counting() -> Option<Machine> {
         memory: MemoryConfig { bytes: 16 << 20, backing: Backing::Anonymous },
         vcpus: 1,
         nets: Vec::new(),
+        bus: crate::Bus::Mmio,
         dirty: Choice::Auto,
     };
     let machine = Machine::new(&config, Sinks { frames: Arc::new(Nothing), console: Arc::new(Nothing) }).expect("a machine");

@@ -8,6 +8,7 @@ use dirty_tracking::{DirtySet, DirtyTracker as _};
 
 use crate::{
     Machine, MachineState, VmmError,
+    attach::Attached,
     devices::lock,
     machine::{Control, Phase},
     vcpu::seat::{self, Task},
@@ -56,14 +57,14 @@ impl<'a> Paused<'a> {
             seat.post(Task::Capture);
         }
         let vm = VmState::capture(&machine.vm, machine.tsc_khz);
-        let nets = machine.nets.iter().map(|net| lock(&net.card).save()).collect();
+        let devices = machine.devices.iter().map(Attached::save).collect();
         let serial = lock(&machine.serial).save();
         let worked = meanwhile(self);
         // Whatever failed above, the vCPUs' answers are waited for: a task must not be left behind.
         seat::wait_done(&machine.seats, &machine.waiter)?;
         let gone = || Err(VmmError::WrongState { what: "capture the machine", why: "it has been stopped for good" });
         let vcpus = machine.seats.iter().map(|seat| lock(&seat.captured).take().unwrap_or_else(gone));
-        let state = MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, nets, serial };
+        let state = MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, devices, serial };
         Ok((state, worked))
     }
 

@@ -14,22 +14,18 @@ use dirty_tracking::Layout;
 use kvm_bindings::{
     KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
     GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
-    boot::{MMIO_BASE, MMIO_FIRST_GSI},
+    attach::{Attached, Slots},
     cpuid,
     devices::{
         DeviceError,
         serial::{SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SerialConsole},
         tap::{Tap, TapOptions, TapWriter},
-        virtio::{
-            MmioTransport,
-            mmio::{MMIO_LENGTH, QUEUE_NOTIFY},
-            net::{NetConfig as CardConfig, NetDevice},
-        },
-        worker::{DeviceWorker, Quiesced, WorkerDevice},
+        virtio::net::{NetConfig as CardConfig, NetDevice},
+        worker::{DeviceWorker, Quiesced},
     },
     machine::{Control, Machine, Net, Phase},
     memory, raw,
@@ -113,7 +109,9 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     add_memory(&vm, &layout)?;
 
     let mut buses = Buses::default();
-    let nets = add_nets(&vm, config, &sinks, &memory, &mut buses)?;
+    let mut slots = Slots::new(config.bus, &vm, &mut buses)?;
+    let nets = add_nets(config, &sinks, &memory, &mut slots)?;
+    let devices = slots.finish();
     let serial = add_serial(&vm, &sinks, &mut buses)?;
 
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
@@ -129,7 +127,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let (events_in, events) = bounded(EVENTS_MAX);
     let waiter = Arc::new(Waiter::default());
     let (seats, threads) = seat_vcpus(vcpus, &kit, &Arc::new(buses), &events_in, &waiter)?;
-    let (worker, quiesced) = start_worker(&nets)?;
+    let (worker, quiesced) = start_worker(&devices)?;
     tracing::debug!(vcpus = config.vcpus, mib = config.memory.bytes >> 20, msrs = kit.msr_indices.len(), tracking = ?tracker.vcpu_kind(), "machine made");
     Ok(Machine {
         vm,
@@ -143,6 +141,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         waiter,
         threads: Mutex::new(threads),
         tracker: Mutex::new(tracker),
+        devices,
         nets,
         serial,
         worker_handle: worker.handle(),
@@ -177,7 +176,7 @@ fn add_memory(vm: &VmFd, layout: &Layout) -> Result<(), VmmError> {
     Ok(())
 }
 
-fn add_nets(vm: &VmFd, config: &MachineConfig, sinks: &Sinks, memory: &Arc<GuestMemory>, buses: &mut Buses) -> Result<Vec<Net>, VmmError> {
+fn add_nets(config: &MachineConfig, sinks: &Sinks, memory: &Arc<GuestMemory>, slots: &mut Slots<'_>) -> Result<Vec<Net>, VmmError> {
     let mut nets = Vec::with_capacity(config.nets.len());
     for (index, net) in config.nets.iter().enumerate() {
         let failed = |reason: String| VmmError::Device { device: format!("net{index} ({})", net.tap), reason };
@@ -186,14 +185,7 @@ fn add_nets(vm: &VmFd, config: &MachineConfig, sinks: &Sinks, memory: &Arc<Guest
         let card = CardConfig { port: index as u8, mac: net.mac };
         let card = NetDevice::new(card, GuestMemory::clone(memory), Arc::clone(&sinks.frames), Box::new(tap));
         let card = Arc::new(Mutex::new(card.map_err(|error| failed(error.to_string()))?));
-        let transport = MmioTransport::new(Arc::clone(&card));
-        let base = MMIO_BASE + index as u64 * MMIO_LENGTH;
-        for (queue, kick) in transport.kicks().iter().enumerate() {
-            vm.register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue as u32).map_err(VmmError::kvm("KVM_IOEVENTFD"))?;
-        }
-        vm.register_irqfd(transport.irqfd(), MMIO_FIRST_GSI + index as u32).map_err(VmmError::kvm("KVM_IRQFD"))?;
-        let inserted = buses.memory.insert(base, MMIO_LENGTH, Arc::new(Mutex::new(transport)));
-        inserted.map_err(|error| failed(error.to_string()))?;
+        slots.attach(format!("net{index}"), Arc::clone(&card))?;
         nets.push(Net { card, writer });
     }
     Ok(nets)
@@ -264,7 +256,7 @@ fn seat_vcpus(
     Ok((seats, threads))
 }
 
-fn start_worker(nets: &[Net]) -> Result<(DeviceWorker, Quiesced), VmmError> {
-    let served = nets.iter().map(|net| Arc::clone(&net.card) as Arc<Mutex<dyn WorkerDevice>>).collect();
+fn start_worker(devices: &[Attached]) -> Result<(DeviceWorker, Quiesced), VmmError> {
+    let served = devices.iter().map(Attached::served).collect();
     DeviceWorker::start(served).map_err(|error| VmmError::Device { device: "device worker".into(), reason: error.to_string() })
 }

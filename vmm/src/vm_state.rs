@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Version of [`MachineState`]: goes up with every change of its content or of a part's.
-pub const MACHINE_STATE_VERSION: u32 = 1;
+pub const MACHINE_STATE_VERSION: u32 = 2;
 
 /// Longest blackout that the clock makes up for. More than this says that a host's wall clock was set in between.
 const LONGEST_BLACKOUT_NS: u64 = 24 * 3600 * 1_000_000_000;
@@ -33,10 +33,33 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// Interrupt controllers, timer, clock.
     pub vm: VmState,
-    /// Network interfaces, by index.
-    pub nets: Vec<NetState>,
+    /// Virtio devices, in the machine's order.
+    pub devices: Vec<VirtioState>,
     /// The serial console.
     pub serial: SerialConsoleState,
+}
+
+/// A virtio device and the way it meets the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioState {
+    /// The device.
+    pub device: DeviceState,
+    /// Its transport.
+    pub transport: TransportState,
+}
+
+/// State of one virtio device, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// A network card.
+    Net(NetState),
+}
+
+/// State of one virtio device's transport, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransportState {
+    /// virtio-mmio: all of it is in the device's core.
+    Mmio,
 }
 
 /// State of the VM outside its vCPUs.

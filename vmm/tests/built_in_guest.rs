@@ -70,6 +70,7 @@ fn machine(tap: &str, vcpus: u8) -> Machine {
         memory: MemoryConfig { bytes: MEMORY, backing: Backing::Anonymous },
         vcpus,
         nets: vec![NetConfig { tap: tap.into(), mac: MAC }],
+        bus: vmm::Bus::Mmio,
         dirty: Choice::Auto,
     };
     let machine = Machine::new(&config, Sinks { frames: sink.clone(), console: sink.clone() }).expect("a machine");

@@ -17,7 +17,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// Why a device could not be put on a bus. All of these are mistakes in the machine's own layout.
+/// Why a device could not be given its range. All of these are mistakes in the machine's own layout.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BusError {
     /// The range is empty or runs over the end of the address space.
@@ -48,15 +48,15 @@ struct Entry {
 
 /// Sorted, disjoint ranges. Built once, then shared read-only between vCPU threads.
 #[derive(Default)]
-pub struct Bus {
+pub struct AddressSpace {
     entries: Vec<Entry>,
 }
 
-impl Bus {
-    /// An empty bus.
+impl AddressSpace {
+    /// An empty one.
     #[must_use]
-    pub fn new() -> Bus {
-        Bus::default()
+    pub fn new() -> AddressSpace {
+        AddressSpace::default()
     }
 
     /// Puts `device` at `base..base+len`.
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn an_access_reaches_the_device_that_claims_it_with_its_own_offset() {
         let (low, high) = (echo(), echo());
-        let mut bus = Bus::new();
+        let mut bus = AddressSpace::new();
         bus.insert(0x2000, 0x100, high.clone()).unwrap();
         bus.insert(0x1000, 0x100, low.clone()).unwrap();
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn an_access_nobody_claims_reads_ones_and_writes_nothing() {
         let device = echo();
-        let mut bus = Bus::new();
+        let mut bus = AddressSpace::new();
         bus.insert(0x1000, 0x10, device.clone()).unwrap();
 
         for (address, len) in [(0xfff, 1), (0x1010, 1), (0x100e, 4), (u64::MAX, 4)] {
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn ranges_that_are_empty_overflow_or_overlap_are_refused() {
-        let mut bus = Bus::new();
+        let mut bus = AddressSpace::new();
         bus.insert(0x1000, 0x100, echo()).unwrap();
 
         assert_eq!(bus.insert(0, 0, echo()), Err(BusError::BadRange { base: 0, len: 0 }));

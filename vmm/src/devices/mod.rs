@@ -12,7 +12,7 @@
 //! | state | vCPU threads | device worker | epoch thread |
 //! |---|---|---|---|
 //! | built | - | parked | `restore` (at most once), then `activate` |
-//! | running | [`BusDevice::read`]/[`BusDevice::write`] through a [`Bus`] | batches: rings, TAP, sinks, interrupts | [`worker::WorkerHandle::quiesce`] |
+//! | running | [`BusDevice::read`]/[`BusDevice::write`] through an [`AddressSpace`] | batches: rings, TAP, sinks, interrupts | [`worker::WorkerHandle::quiesce`] |
 //! | quiesced | - | parked: touches neither rings, TAP, sink nor irqfd | `save`; memory and bitmap may be read |
 //!
 //! 1. **Stop vCPUs first, then quiesce, then read KVM state.** A batch that is just ending may raise an interrupt. Quiescing waits for
@@ -37,7 +37,28 @@ pub mod worker;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use bus::{Bus, BusDevice, BusError};
+pub use bus::{AddressSpace, BusDevice, BusError};
+
+use crate::DeviceState;
+use virtio::VirtioDevice;
+use worker::WorkerDevice;
+
+/// A virtio device as the machine keeps it: besides being driven by the guest and served by the worker it is saved, restored and woken.
+pub trait MachineDevice: VirtioDevice + WorkerDevice {
+    /// The device's state. Only when quiesced.
+    fn save_state(&self) -> DeviceState;
+    /// Puts a saved state into this device, whose guest memory is restored already. Before the first start.
+    ///
+    /// # Errors
+    /// [`DeviceError::StateVersion`] or [`DeviceError::StateMismatch`]; the device is then not to be started.
+    fn restore_state(&mut self, state: &DeviceState) -> Result<(), DeviceError>;
+    /// Last step before the first start of a restored device, after the interrupt chip is set: signals every queue and raises every interrupt
+    /// ([`virtio::VirtioCore::replay_events`]), since neither eventfds nor irqfds are state, and begins anew what was under way outside of the guest.
+    ///
+    /// # Errors
+    /// When the outside does not answer; the machine is then not to be started.
+    fn wake(&mut self) -> Result<(), DeviceError>;
+}
 
 /// What can go wrong with a device outside of the guest's reach: building, saving and restoring it.
 #[derive(Debug, thiserror::Error)]

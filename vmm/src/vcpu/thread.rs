@@ -18,7 +18,7 @@ use super::{
     seat::{ORDER_QUIT, ORDER_RUN, SPIN, STATE_GONE, STATE_PARKED, STATE_RUNNING, Seat, Task},
     state::{Capturer, StateKit},
 };
-use crate::{MachineEvent, VmmError, devices::Bus, raw};
+use crate::{MachineEvent, VmmError, devices::AddressSpace, raw};
 
 /// The keyboard controller's command port, and the command that pulses the CPU's reset line: how a PC without ACPI restarts.
 const I8042_COMMAND: u16 = 0x64;
@@ -30,8 +30,8 @@ const POWER_OFF: u16 = 1 << 13;
 /// The machine's address spaces as vCPUs reach them; shared by all of them, read only.
 #[derive(Default)]
 pub(crate) struct Buses {
-    pub ports: Bus,
-    pub memory: Bus,
+    pub ports: AddressSpace,
+    pub memory: AddressSpace,
 }
 
 /// A vCPU as its own thread holds it.

@@ -50,7 +50,7 @@ pub fn sinks(remember: &Arc<Remember>) -> Sinks {
 }
 
 pub fn config(bytes: u64, vcpus: u8, dirty: Choice) -> MachineConfig {
-    MachineConfig { memory: MemoryConfig { bytes, backing: Backing::Anonymous }, vcpus, nets: Vec::new(), dirty }
+    MachineConfig { memory: MemoryConfig { bytes, backing: Backing::Anonymous }, vcpus, nets: Vec::new(), bus: vmm::Bus::Mmio, dirty }
 }
 
 pub fn machine(bytes: u64, vcpus: u8, dirty: Choice) -> Machine {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::interrupt::{INTERRUPT_CONFIG, INTERRUPT_USED, Interrupt};
+use super::interrupt::Interrupt;
 use super::queue::{RingError, SavedQueue, VirtioQueue};
 use super::{F_EVENT_IDX, F_VERSION_1, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET};
 use crate::GuestMemory;
@@ -49,7 +49,7 @@ impl VirtioCore {
         Ok(VirtioCore {
             name: name.to_owned(),
             memory,
-            interrupt: Arc::new(Interrupt::new()?),
+            interrupt: Arc::new(Interrupt::new()),
             offered,
             status: 0,
             driver_features: 0,
@@ -229,7 +229,7 @@ impl VirtioCore {
         self.status |= STATUS_NEEDS_RESET;
         self.config_generation = self.config_generation.wrapping_add(1);
         if self.status & STATUS_DRIVER_OK != 0 {
-            self.interrupt.raise(INTERRUPT_CONFIG);
+            self.interrupt.config_changed();
         }
     }
 
@@ -285,8 +285,7 @@ impl VirtioCore {
             return;
         }
         self.kick_all();
-        let config = if self.status & STATUS_NEEDS_RESET != 0 { INTERRUPT_CONFIG } else { 0 };
-        self.interrupt.raise(INTERRUPT_USED | config);
+        self.interrupt.replay(self.queues.len(), self.status & STATUS_NEEDS_RESET != 0);
     }
 }
 

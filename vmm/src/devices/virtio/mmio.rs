@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Interrupt, QUEUE_SIZE_MAX, VirtioDevice};
-use crate::devices::{BusDevice, lock};
+use crate::devices::{BusDevice, DeviceError, lock};
 
 /// Bytes of guest address space that one device takes.
 pub const MMIO_LENGTH: u64 = 0x1000;
@@ -50,19 +50,23 @@ pub struct MmioTransport {
     device: Arc<Mutex<dyn VirtioDevice>>,
     // Beside the device's lock, so that a guest's interrupt handler does not wait for a batch of the worker.
     interrupt: Arc<Interrupt>,
+    line: Arc<EventFd>,
     kicks: Vec<Arc<EventFd>>,
 }
 
 impl MmioTransport {
-    /// Registers for `device`.
-    #[must_use]
-    pub fn new<D: VirtioDevice + 'static>(device: Arc<Mutex<D>>) -> MmioTransport {
+    /// Registers for `device`, which has no other transport.
+    ///
+    /// # Errors
+    /// [`DeviceError::EventFd`].
+    pub fn new<D: VirtioDevice + 'static>(device: Arc<Mutex<D>>) -> Result<MmioTransport, DeviceError> {
         let (interrupt, kicks) = {
             let device = lock(&device);
             let core = device.core();
             (Arc::clone(core.interrupt()), core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect())
         };
-        MmioTransport { device, interrupt, kicks }
+        let line = interrupt.wire_to_line()?;
+        Ok(MmioTransport { device, interrupt, line, kicks })
     }
 
     /// The eventfds to register as ioeventfds at base + [`QUEUE_NOTIFY`], the position in the slice being the datamatch.
@@ -74,7 +78,7 @@ impl MmioTransport {
     /// The eventfd to register as irqfd on the device's (edge-triggered) line.
     #[must_use]
     pub fn irqfd(&self) -> &EventFd {
-        self.interrupt.irqfd()
+        &self.line
     }
 
     fn read_register(&self, offset: u64) -> u32 {

@@ -16,13 +16,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::metrics::{NetMetrics, add};
 use super::state::{NET_STATE_VERSION, NetState};
 use super::{Learned, Mac, announcements};
-use crate::devices::DeviceError;
 use crate::devices::tap::{self, FrameSource};
-use crate::devices::virtio::interrupt::INTERRUPT_USED;
 use crate::devices::virtio::queue::{RingError, Segment};
 use crate::devices::virtio::{F_EVENT_IDX, F_VERSION_1, QUEUE_SIZE_MAX, VirtioCore, VirtioDevice};
 use crate::devices::worker::{Batch, WorkerDevice};
-use crate::{FrameSink, GuestMemory};
+use crate::devices::{DeviceError, MachineDevice};
+use crate::{DeviceState, FrameSink, GuestMemory};
 
 /// Feature bit: the configuration space holds the card's address.
 const F_NET_MAC: u64 = 1 << 5;
@@ -216,7 +215,7 @@ impl NetDevice {
             completed += 1;
         }
         if completed > 0 && queue.wants_interrupt(memory)? {
-            interrupt.raise(INTERRUPT_USED);
+            interrupt.used(TX);
             add(&metrics.interrupts, 1);
         }
         Ok(more)
@@ -275,7 +274,7 @@ impl NetDevice {
             completed += 1;
         }
         if completed > 0 && queue.wants_interrupt(memory)? {
-            interrupt.raise(INTERRUPT_USED);
+            interrupt.used(RX);
             add(&metrics.interrupts, 1);
         }
         Ok(outcome)
@@ -391,5 +390,20 @@ impl WorkerDevice for NetDevice {
 
     fn retry(&mut self) {
         self.sink_full = false;
+    }
+}
+
+impl MachineDevice for NetDevice {
+    fn save_state(&self) -> DeviceState {
+        DeviceState::Net(self.save())
+    }
+
+    fn restore_state(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        let DeviceState::Net(state) = state;
+        self.restore(state)
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        self.activate().map(drop)
     }
 }

@@ -120,7 +120,7 @@ impl TestGuest {
         let sink = Arc::new(TestSink { frames: Mutex::default(), arrived: Condvar::new(), capacity: AtomicUsize::new(usize::MAX) });
         let device = NetDevice::new(NetConfig { port: 3, mac: MAC }, memory.clone(), sink.clone(), source).unwrap();
         let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(device.clone());
+        let transport = MmioTransport::new(device.clone()).unwrap();
         TestGuest { memory, device, transport, sink, wire, rings: [Rings::standard(RX), Rings::standard(TX)] }
     }
 
