@@ -8,9 +8,9 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Most bytes that are encoded or decoded as one structure: an epoch's tail with 4 bytes of digest for each page of a 32 GiB guest and
-/// 32 MiB of held output. The same bound keeps claimed lengths from reserving more.
-pub const MAX_ENCODED_BYTES: usize = 64 << 20;
+/// Most bytes that are encoded or decoded as one structure: an epoch's tail with 4 bytes of digest for each page of a 32 GiB guest, 32 MiB of held
+/// output and 32 MiB of disk writes, and as much again for what they are wrapped in. The same bound keeps claimed lengths from reserving more.
+pub const MAX_ENCODED_BYTES: usize = 128 << 20;
 
 /// A structure could not be written or read.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! From the bytes of a staging slot to a verified part.
 //!
 //! Lives here: everything that is checked before anything is applied. Not here: the order of parts (`assemble`), and guest memory (`replica`).
-//! Guards S2 (a part is whole and unaltered) and S7 (no bytes can cause a panic or a write outside guest memory).
+//! Guards S2 (a part is whole and unaltered) and S7 (no bytes can cause a panic or a write outside guest memory and the disks).
 
 use types::{Gfn, PAGE_SIZE};
 
@@ -9,7 +9,9 @@ use crate::Page;
 use crate::delta::{Delta, DeltaError};
 use crate::digest::PartDigest;
 use crate::map::GuestMap;
-use crate::wire::{CODE_RAW, CODE_ZERO, EPOCH_DIGEST_BYTES, HEADER_BYTES, PartHeader, RECORD_BYTES, payload_of, split_record};
+use crate::wire::{
+    CODE_RAW, CODE_ZERO, DiskBlock, EPOCH_DIGEST_BYTES, HEADER_BYTES, PartHeader, PartKind, RECORD_BYTES, payload_of, split_record,
+};
 
 /// Bytes are not a part that may be used. The link they came over must be closed: nothing after them can be trusted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +59,20 @@ pub enum WireError {
     OutsideMemory {
         /// The page.
         gfn: Gfn,
+    },
+    /// A record names a block that no disk has.
+    #[error("the part names block {block}, which is outside that disk")]
+    OutsideDisk {
+        /// The block.
+        block: DiskBlock,
+    },
+    /// A disk block where only pages can be, or encoded as only a page can be.
+    #[error("block {block} came {how}: disk blocks come whole or as zeros, before the first epoch")]
+    Block {
+        /// The block.
+        block: DiskBlock,
+        /// What is wrong with it.
+        how: &'static str,
     },
     /// Records are not strictly ascending.
     #[error("page {gfn} follows page {previous}: records must ascend")]
@@ -114,6 +130,15 @@ impl Record<'_> {
     }
 }
 
+/// A block of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRecord<'a> {
+    /// Which.
+    pub block: DiskBlock,
+    /// What it holds; `None`: zeros. Of a disk's last block only what is inside the disk counts.
+    pub data: Option<&'a Page>,
+}
+
 /// A verified part, borrowed from its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part<'a> {
@@ -124,7 +149,7 @@ pub struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// Verifies everything: magic, version, lengths, digest, that records are ascending, inside `map` and account for the payload
+    /// Verifies everything: magic, version, lengths, digest, that records are ascending, inside `map`'s memory and disks and account for the payload
     /// exactly, and that every delta stays inside its page.
     ///
     /// # Errors
@@ -160,16 +185,29 @@ impl<'a> Part<'a> {
 
     /// The pages, ascending.
     pub fn records(&self) -> impl Iterator<Item = Record<'a>> + use<'a> {
+        self.named().map_while(|(gfn, code, own)| {
+            // Disk blocks come after all pages.
+            DiskBlock::named(gfn).is_none().then_some(match code {
+                CODE_ZERO => Record::Zero(gfn),
+                CODE_RAW => Record::Raw(gfn, own.first_chunk()?),
+                _ => Record::Delta(gfn, Delta::verified(own)),
+            })
+        })
+    }
+
+    /// The disk blocks of a SYNC part, ascending.
+    pub fn blocks(&self) -> impl Iterator<Item = BlockRecord<'a>> + use<'a> {
+        self.named().filter_map(|(gfn, _, own)| DiskBlock::named(gfn).map(|block| BlockRecord { block, data: own.first_chunk() }))
+    }
+
+    /// Every record: what it names, its code, its payload.
+    fn named(&self) -> impl Iterator<Item = (Gfn, u64, &'a [u8])> + use<'a> {
         let mut payload = self.payload;
         words(self.records).map_while(move |word| {
             let (gfn, code) = split_record(word);
             let (own, rest) = payload.split_at_checked(payload_of(code))?;
             payload = rest;
-            Some(match code {
-                CODE_ZERO => Record::Zero(gfn),
-                CODE_RAW => Record::Raw(gfn, own.first_chunk()?),
-                _ => Record::Delta(gfn, Delta::verified(own)),
-            })
+            Some((gfn, code, own))
         })
     }
 
@@ -202,6 +240,16 @@ impl<'a> Part<'a> {
         Ok(Part { header, records, payload, tail })
     }
 
+    fn check_block(&self, block: DiskBlock, code: u64, map: &GuestMap) -> Result<(), WireError> {
+        if self.header.kind != PartKind::Sync {
+            return Err(WireError::Block { block, how: "in an epoch" });
+        }
+        if code != CODE_RAW && code != CODE_ZERO {
+            return Err(WireError::Block { block, how: "as a delta" });
+        }
+        if map.contains_block(block) { Ok(()) } else { Err(WireError::OutsideDisk { block }) }
+    }
+
     fn check_records(&self, map: &GuestMap) -> Result<(), WireError> {
         let mut payload = self.payload;
         let mut needed = 0;
@@ -214,8 +262,10 @@ impl<'a> Part<'a> {
                 return Err(WireError::Order { gfn, previous });
             }
             previous = Some(gfn);
-            if !map.contains(gfn) {
-                return Err(WireError::OutsideMemory { gfn });
+            match DiskBlock::named(gfn) {
+                None if !map.contains(gfn) => return Err(WireError::OutsideMemory { gfn }),
+                None => {}
+                Some(block) => self.check_block(block, code, map)?,
             }
             let own_len = payload_of(code);
             needed += own_len as u64;

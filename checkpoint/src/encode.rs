@@ -13,8 +13,8 @@ use crate::cache::{DEFAULT_DELTA_PAGES, DeltaCache, Sent};
 use crate::delta::MAX_DELTA_BYTES;
 use crate::digest::{EpochChain, PartDigest};
 use crate::wire::{
-    CODE_RAW, CODE_ZERO, EPOCH_DIGEST_BYTES, HEADER_BYTES, MAX_GFN, MAX_PART_BYTES, MAX_PARTS, PartHeader, PartKind, RECORD_BYTES,
-    pages_per_part, record_word,
+    CODE_RAW, CODE_ZERO, DiskBlock, EPOCH_DIGEST_BYTES, HEADER_BYTES, MAX_GFN, MAX_PART_BYTES, MAX_PARTS, PartHeader, PartKind,
+    RECORD_BYTES, pages_per_part, record_word,
 };
 
 /// Smallest slot that makes sense: a header, one page, and room for some tail.
@@ -47,8 +47,8 @@ pub enum EncodeError {
         /// The slot.
         slot_bytes: usize,
     },
-    /// The gfns of a part are not strictly ascending, or too large for a record.
-    #[error("page {gfn} cannot follow page {previous:?} in a part: pages are named once, in ascending order")]
+    /// The gfns of a part are not strictly ascending, or too large for a record; or a disk block is named in an epoch's part.
+    #[error("page {gfn} cannot follow page {previous:?} in a part: pages are named once, in ascending order, and disk blocks on SYNC only")]
     Order {
         /// The page.
         gfn: Gfn,
@@ -97,7 +97,7 @@ pub struct PartInput<'a> {
     pub index: u32,
     /// The epoch ends with this part: the epoch digest is appended to the tail.
     pub last: bool,
-    /// The pages, strictly ascending.
+    /// The pages, strictly ascending; on SYNC also disk blocks by their names ([`DiskBlock::name`]).
     pub gfns: &'a [Gfn],
     /// Their contents: page `i` at `i * 4096`.
     pub arena: &'a [u8],
@@ -114,7 +114,7 @@ pub enum Piece {
     Scratch(Range<usize>),
 }
 
-/// How the pages of a part went.
+/// How the pages (and disk blocks) of a part went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageCounts {
     /// Sent whole.
@@ -307,12 +307,17 @@ impl Encoder {
         let mut previous = None;
         let (pages, _) = input.arena.as_chunks::<PAGE_SIZE>();
         for (i, (gfn, page)) in input.gfns.iter().zip(pages).enumerate() {
-            if gfn.0 > MAX_GFN || previous.is_some_and(|before| before >= *gfn) {
+            let block = input.kind == PartKind::Sync && DiskBlock::named(*gfn).is_some_and(|block| block.name() == Some(*gfn));
+            if !(block || gfn.0 <= MAX_GFN) || previous.is_some_and(|before| before >= *gfn) {
                 self.forget();
                 return Err(EncodeError::Order { gfn: *gfn, previous });
             }
             previous = Some(*gfn);
-            self.encode_page(*gfn, page, i * PAGE_SIZE, out);
+            if block {
+                Encoder::encode_block(*gfn, page, i * PAGE_SIZE, out);
+            } else {
+                self.encode_page(*gfn, page, i * PAGE_SIZE, out);
+            }
         }
         self.finish(input, out);
         Ok(())
@@ -340,6 +345,17 @@ impl Encoder {
                 out.push_scratch(start, start + bytes);
                 out.counts.delta += 1;
             }
+        }
+    }
+
+    /// Blocks of disks are sent whole, and are not remembered: they are sent once or twice, and memory needs the room.
+    fn encode_block(name: Gfn, block: &Page, at: usize, out: &mut EncodedPart) {
+        if is_zero(block) {
+            out.push_record(name, CODE_ZERO);
+            out.counts.zero += 1;
+        } else {
+            out.push_record(name, CODE_RAW);
+            out.push_raw(at);
         }
     }
 

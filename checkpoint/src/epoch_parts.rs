@@ -40,7 +40,7 @@ impl Encoder {
         EpochParts { encoder: self, input, index: 0, pages_done: 0, tail_done: 0, done: false }
     }
 
-    /// Makes part `index` of the first copy, from at most [`Encoder::pages_per_part`]`(0)` pages.
+    /// Makes part `index` of the first copy, from at most [`Encoder::pages_per_part`]`(0)` pages and disk blocks.
     ///
     /// # Errors
     /// [`EncodeError`].

@@ -13,10 +13,17 @@ use crate::delta::{Delta, PAGE_WORDS, WORD_BYTES};
 use crate::digest::PartDigest;
 use crate::map::GuestMap;
 use crate::tail::EpochTail;
-use crate::wire::{DIGEST_AT, HEADER_BYTES, PartKind};
+use crate::wire::{BLOCK_BYTES, DIGEST_AT, HEADER_BYTES, PartKind};
 
 /// Pages of the guest that the targets pretend to have: small, so that wild gfns are found outside.
 pub const GUEST_PAGES: u64 = 64;
+/// Blocks of the guest's disks, for the same reason; the last block of the second disk is not whole.
+pub const DISK_BLOCKS: [u64; 2] = [32, 4];
+
+/// Disks of so many blocks.
+fn disks() -> [u64; 2] {
+    [DISK_BLOCKS[0] * BLOCK_BYTES as u64, DISK_BLOCKS[1] * BLOCK_BYTES as u64 - 512]
+}
 
 /// A part: parsed, and once more with the digest made right, so that the checks behind the digest are reached. What is accepted stays inside
 /// memory and inside its pages.
@@ -38,7 +45,7 @@ pub fn with_right_digest(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn use_part(bytes: &[u8]) {
-    let map = GuestMap::new([0..GUEST_PAGES / 2, GUEST_PAGES..GUEST_PAGES + GUEST_PAGES / 2]);
+    let map = GuestMap::new([0..GUEST_PAGES / 2, GUEST_PAGES..GUEST_PAGES + GUEST_PAGES / 2]).with_disks(disks());
     let Ok(part) = Part::parse(bytes, &map) else {
         return;
     };
@@ -47,6 +54,11 @@ fn use_part(bytes: &[u8]) {
     for record in part.records() {
         assert!(map.contains(record.gfn()), "an accepted record is outside memory");
         record.apply(&mut page);
+        records += 1;
+    }
+    for record in part.blocks() {
+        assert!(map.contains_block(record.block), "an accepted block is outside its disk");
+        assert_eq!(part.header().kind, PartKind::Sync, "a disk block in an epoch");
         records += 1;
     }
     assert_eq!(records, part.header().records, "an accepted part loses records");
@@ -97,7 +109,7 @@ fn field(bytes: &[u8], at: usize) -> [u8; 8] {
 /// A stream of parts, each preceded by its length (u16), with right digests, on a link of the first part's generation: any order of any parts ends in an
 /// error or in whole epochs. Returns how many.
 pub fn stream(bytes: &[u8]) -> u64 {
-    let map = GuestMap::from_regions([(0, GUEST_PAGES * types::PAGE_SIZE as u64)]);
+    let map = GuestMap::from_regions([(0, GUEST_PAGES * types::PAGE_SIZE as u64)]).with_disks(disks());
     let mut assembler = Assembler::new(Generation(u64::from_le_bytes(field(bytes, 2 + 16))));
     let mut expected = assembler.due();
     let mut complete_epochs = 0;

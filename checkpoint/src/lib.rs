@@ -24,14 +24,14 @@ pub mod tail;
 pub mod wire;
 
 pub use assemble::{Admitted, AssembleError, Assembler, CompleteEpoch};
-pub use decode::{Part, Record, WireError};
+pub use decode::{BlockRecord, Part, Record, WireError};
 pub use encode::{EncodeError, EncodedPart, Encoder, EncoderConfig, PartInput, Piece};
 pub use epoch_parts::{EpochInput, EpochParts};
 pub use map::GuestMap;
 pub use message::Message;
 pub use shape::GuestShape;
-pub use tail::{EpochTail, MemoryDigest};
-pub use wire::{PartHeader, PartKind};
+pub use tail::{EpochTail, MemoryDigest, TailRef};
+pub use wire::{DiskBlock, PartHeader, PartKind};
 
 /// One guest page.
 pub type Page = [u8; types::PAGE_SIZE];

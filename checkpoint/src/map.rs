@@ -1,15 +1,21 @@
-//! Which guest frame numbers exist: the bound against which every gfn from the wire is checked.
+//! Which guest frame numbers and which disk blocks exist: the bound against which every record from the wire is checked.
 //!
-//! Lives here: a small sorted list of ranges. Not here: memory. Guards S7: no record can name a page outside guest memory.
+//! Lives here: a small sorted list of ranges, and the sizes of the disks. Not here: memory, disks. Guards S7: no record can name a page outside guest memory or
+//! a block outside a disk.
 
 use std::ops::Range;
 
+use types::block::DiskIndex;
 use types::{Gfn, PAGE_SIZE};
+
+use crate::wire::{BLOCK_BYTES, DiskBlock};
 
 /// The guest's memory as ranges of page numbers, ascending and disjoint (guest memory has a hole below 4 GiB when it is large).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestMap {
     ranges: Vec<Range<u64>>,
+    /// Bytes of each disk, by its index.
+    disks: Vec<u64>,
 }
 
 impl GuestMap {
@@ -25,7 +31,7 @@ impl GuestMap {
                 _ => joined.push(range),
             }
         }
-        GuestMap { ranges: joined }
+        GuestMap { ranges: joined, disks: Vec::new() }
     }
 
     /// Made from (guest physical address, bytes) of each memory region; a part of a page at an end does not count.
@@ -33,6 +39,24 @@ impl GuestMap {
     pub fn from_regions(regions: impl IntoIterator<Item = (u64, u64)>) -> GuestMap {
         let page = PAGE_SIZE as u64;
         GuestMap::new(regions.into_iter().map(|(start, bytes)| start.div_ceil(page)..start.saturating_add(bytes) / page))
+    }
+
+    /// The same memory, and disks of so many bytes each, in the order of their indices.
+    #[must_use]
+    pub fn with_disks(self, bytes: impl IntoIterator<Item = u64>) -> GuestMap {
+        GuestMap { disks: bytes.into_iter().collect(), ..self }
+    }
+
+    /// Whether the disk block exists.
+    #[must_use]
+    pub fn contains_block(&self, block: DiskBlock) -> bool {
+        self.disk_bytes(block.disk).is_some_and(|bytes| block.block < bytes.div_ceil(BLOCK_BYTES as u64))
+    }
+
+    /// Size of a disk; `None`: there is no such disk.
+    #[must_use]
+    pub fn disk_bytes(&self, disk: DiskIndex) -> Option<u64> {
+        self.disks.get(usize::from(disk.0)).copied()
     }
 
     /// Whether the page exists.

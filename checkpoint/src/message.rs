@@ -16,7 +16,7 @@ use crate::codec::{self, CodecError};
 use crate::shape::GuestShape;
 
 /// The version of the control protocol, and the only one accepted.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 /// Largest message, bytes: the longest is a `Hello` with its names and some network ports.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 

@@ -1,11 +1,12 @@
-//! The tail of an epoch: machine state, pending output and, on request, the digest of all memory.
+//! The tail of an epoch: machine state, pending output, disk writes and, on request, the digest of all memory.
 //!
 //! Lives here: its structure and its bytes. Not here: how it is spread over parts (`epoch_parts`), and the epoch digest, which the encoder adds behind
-//! it. Guards S4 (the output of a committed epoch is at the standby) and S5 (`--verify-memory`).
+//! it. Guards S4 (output and disk writes of a committed epoch are at the standby), S5 (`--verify-memory`) and S7 (no disk write reaches outside its disk).
 //!
 //! Long byte strings are written as bytes, not as sequences of numbers: a tail is on the way of every commit.
 
 use serde::{Deserialize, Serialize};
+use types::block::{DiskIndex, DiskWrite, SECTOR};
 use types::{Gfn, Output, OutputPort};
 
 use crate::Page;
@@ -22,6 +23,33 @@ pub struct EpochTail {
     pub output: Vec<Output>,
     /// Digest of all guest memory at the end of the epoch, with `--verify-memory`.
     pub memory: Option<MemoryDigest>,
+    /// What the guest changed on its disks in the epoch, in order.
+    pub disks: Vec<DiskWrite>,
+}
+
+/// A tail to be written, borrowed from wherever its parts are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TailRef<'a> {
+    /// See [`EpochTail::machine`].
+    pub machine: &'a [u8],
+    /// See [`EpochTail::output`].
+    pub output: &'a [Output],
+    /// See [`EpochTail::memory`].
+    pub memory: Option<&'a MemoryDigest>,
+    /// See [`EpochTail::disks`].
+    pub disks: &'a [DiskWrite],
+}
+
+/// A disk write that cannot be of this guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a write of {len} bytes at {offset:#x} is not within {disk}, or not in whole sectors")]
+pub struct OutsideDisk {
+    /// The disk it names.
+    pub disk: DiskIndex,
+    /// Its first byte.
+    pub offset: u64,
+    /// Its bytes.
+    pub len: u64,
 }
 
 impl EpochTail {
@@ -30,7 +58,25 @@ impl EpochTail {
     /// # Errors
     /// [`CodecError`].
     pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<usize, CodecError> {
-        encode_tail(&self.machine, &self.output, self.memory.as_ref(), out)
+        let EpochTail { machine, output, memory, disks } = self;
+        TailRef { machine, output, memory: memory.as_ref(), disks }.encode_into(out)
+    }
+
+    /// Whether every disk write is within the disks of `map`, in whole sectors. To be asked before the epoch is committed.
+    ///
+    /// # Errors
+    /// [`OutsideDisk`]: the first that is not.
+    pub fn check_disks(&self, map: &GuestMap) -> Result<(), OutsideDisk> {
+        let within = |write: &&DiskWrite| {
+            let (offset, len) = (write.offset, write.len());
+            let end = offset.checked_add(len);
+            let sectors = offset.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR) && len > 0;
+            sectors && map.disk_bytes(write.disk).zip(end).is_some_and(|(bytes, end)| end <= bytes)
+        };
+        match self.disks.iter().find(|write| !within(write)) {
+            None => Ok(()),
+            Some(write) => Err(OutsideDisk { disk: write.disk, offset: write.offset, len: write.len() }),
+        }
     }
 
     /// A tail from its bytes.
@@ -49,30 +95,33 @@ impl EpochTail {
                 .collect(),
         });
         let output = wire.output.into_iter().map(|(port, bytes)| Output { port, bytes: bytes.0 }).collect();
-        Ok(EpochTail { machine: wire.machine.0, output, memory })
+        Ok(EpochTail { machine: wire.machine.0, output, memory, disks: wire.disks })
     }
 }
 
-/// Appends the bytes of a tail made of borrowed parts to `out`: what [`EpochTail::encode_into`] does, without owning anything.
-///
-/// # Errors
-/// [`CodecError`].
-pub fn encode_tail(machine: &[u8], output: &[Output], memory: Option<&MemoryDigest>, out: &mut Vec<u8>) -> Result<usize, CodecError> {
-    let wire = BorrowedTail {
-        machine: BytesRef(machine),
-        output: output.iter().map(|output| (output.port, BytesRef(&output.bytes))).collect(),
-        memory: memory.map(|memory| {
-            memory
-                .regions
-                .iter()
-                .map(|region| WireRegion {
-                    first: region.first,
-                    pages: Bytes(region.pages.iter().flat_map(|digest| digest.to_le_bytes()).collect()),
-                })
-                .collect()
-        }),
-    };
-    codec::encode_into(&wire, out)
+impl TailRef<'_> {
+    /// Appends the tail's bytes to `out`: what [`EpochTail::encode_into`] does, without owning anything.
+    ///
+    /// # Errors
+    /// [`CodecError`].
+    pub fn encode_into(&self, out: &mut Vec<u8>) -> Result<usize, CodecError> {
+        let wire = BorrowedTail {
+            machine: BytesRef(self.machine),
+            output: self.output.iter().map(|output| (output.port, BytesRef(&output.bytes))).collect(),
+            memory: self.memory.map(|memory| {
+                memory
+                    .regions
+                    .iter()
+                    .map(|region| WireRegion {
+                        first: region.first,
+                        pages: Bytes(region.pages.iter().flat_map(|digest| digest.to_le_bytes()).collect()),
+                    })
+                    .collect()
+            }),
+            disks: self.disks,
+        };
+        codec::encode_into(&wire, out)
+    }
 }
 
 /// A digest of every page of guest memory.
@@ -159,6 +208,7 @@ struct BorrowedTail<'a> {
     machine: BytesRef<'a>,
     output: Vec<(OutputPort, BytesRef<'a>)>,
     memory: Option<Vec<WireRegion>>,
+    disks: &'a [DiskWrite],
 }
 
 #[derive(Deserialize)]
@@ -166,6 +216,7 @@ struct OwnedTail {
     machine: Bytes,
     output: Vec<(OutputPort, Bytes)>,
     memory: Option<Vec<WireRegion>>,
+    disks: Vec<DiskWrite>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! The wire format of a part, version 1. Everything is little endian.
+//! The wire format of a part, version 2. Everything is little endian.
 //!
 //! An epoch is one or more parts; each travels in one staging slot of the standby.
 //!
@@ -7,8 +7,8 @@
 //!
 //! header  offset size
 //!           0     8   magic "LKSTPART"
-//!           8     2   version (1)
-//!          10     1   kind: 1 SYNC (memory copied while the guest runs), 2 EPOCH
+//!           8     2   version (2)
+//!          10     1   kind: 1 SYNC (memory and disks copied while the guest runs), 2 EPOCH
 //!          11     1   flags: bit 0 LAST (the epoch ends with this part; never set on SYNC); the others are 0
 //!          12     4   part index: from 0 within an epoch, and from 0 within the whole synchronisation
 //!          16     8   generation
@@ -23,6 +23,8 @@
 //!           code 0       raw page, 4096 payload bytes
 //!           code 1       zero page, no payload
 //!           code n >= 2  delta of n payload bytes (see `delta.rs`) against what the standby holds after all earlier parts
+//!           gfn bit 51   set: not a page but a block of 4096 bytes of a virtual disk, on SYNC only: the disk's index in the gfn's bits 43 to 50, the block's
+//!                        number below. Code 0 or 1. The last block of a disk whose size is no multiple of 4096 ends in zeros.
 //! payload = the records' payload in record order, nothing between
 //! tail    = the next bytes of the epoch's encoded `EpochTail` (any EPOCH part may carry some: it may be larger than a slot); in the
 //!           LAST part they are followed by the epoch digest, 8 bytes, which chains the digests of all earlier parts of the epoch. The
@@ -32,6 +34,7 @@
 //! Lives here: the header, the record word, the named limits. Not here: page encodings (`encode`, `delta`) and verification (`decode`).
 //! Guards S2 and S7: other versions are refused by name, and no length is believed before it is checked.
 
+use types::block::DiskIndex;
 use types::{Epoch, Generation, Gfn, PAGE_SIZE};
 
 use crate::decode::WireError;
@@ -39,7 +42,7 @@ use crate::decode::WireError;
 /// First eight bytes of every part.
 pub const MAGIC: [u8; 8] = *b"LKSTPART";
 /// The version of the format that this crate speaks, and the only one that it accepts.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a part's header.
 pub const HEADER_BYTES: usize = 64;
 /// Bytes of a record word.
@@ -50,8 +53,15 @@ pub const EPOCH_DIGEST_BYTES: usize = 8;
 pub const MAX_PART_BYTES: usize = 256 << 20;
 /// Most parts in one epoch or one synchronisation: a terabyte guest in 1 MiB slots, with room. More is a runaway peer.
 pub const MAX_PARTS: u32 = 1 << 22;
-/// Largest guest frame number that a record word can carry.
-pub const MAX_GFN: u64 = (1 << 52) - 1;
+/// Largest guest frame number that a record word can carry: bit 51 tells disk blocks from pages.
+pub const MAX_GFN: u64 = DISK_BIT - 1;
+/// Bytes of a disk's block on the wire: a page, so that blocks go through the same buffers.
+pub const BLOCK_BYTES: usize = PAGE_SIZE;
+/// Largest block number that a record word can carry: disks of 32 PiB.
+pub const MAX_BLOCK: u64 = (1 << DISK_INDEX_AT) - 1;
+
+const DISK_BIT: u64 = 1 << 51;
+const DISK_INDEX_AT: u32 = 43;
 
 /// Record code of a raw page.
 pub const CODE_RAW: u64 = 0;
@@ -69,10 +79,39 @@ const KIND_EPOCH: u8 = 2;
 /// What a part is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartKind {
-    /// Memory copied while the guest runs, before the first epoch: applied as it comes, nothing can be activated from it.
+    /// Memory and disks copied while the guest runs, before the first epoch: applied as it comes, nothing can be activated from it.
     Sync,
     /// Part of an epoch: staged until the epoch is complete and verified.
     Epoch,
+}
+
+/// A block of a virtual disk: [`BLOCK_BYTES`] bytes from `block * BLOCK_BYTES` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskBlock {
+    /// Which disk.
+    pub disk: DiskIndex,
+    /// Which block of it.
+    pub block: u64,
+}
+
+impl DiskBlock {
+    /// How a record names the block: as a gfn that no page has. `None`: beyond [`MAX_BLOCK`].
+    #[must_use]
+    pub fn name(self) -> Option<Gfn> {
+        (self.block <= MAX_BLOCK).then(|| Gfn(DISK_BIT | u64::from(self.disk.0) << DISK_INDEX_AT | self.block))
+    }
+
+    /// The block that a record's gfn names; `None` when it names a page.
+    #[must_use]
+    pub fn named(gfn: Gfn) -> Option<DiskBlock> {
+        (gfn.0 & DISK_BIT != 0).then_some(DiskBlock { disk: DiskIndex((gfn.0 >> DISK_INDEX_AT) as u8), block: gfn.0 & MAX_BLOCK })
+    }
+}
+
+impl std::fmt::Display for DiskBlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.block, self.disk)
+    }
 }
 
 /// The first 64 bytes of a part.
@@ -200,9 +239,9 @@ fn field<const N: usize>(head: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
     out
 }
 
-/// The record word of `gfn` with `code`; the caller has checked both against [`MAX_GFN`] and the code's twelve bits.
+/// The record word of `gfn` with `code`; the caller has checked that it is a page's or a block's name, and the code's twelve bits.
 pub(crate) fn record_word(gfn: Gfn, code: u64) -> u64 {
-    debug_assert!(gfn.0 <= MAX_GFN && code < 1 << CODE_BITS);
+    debug_assert!(gfn.0 < 1 << (64 - CODE_BITS) && code < 1 << CODE_BITS);
     gfn.0 << CODE_BITS | code
 }
 

@@ -6,8 +6,9 @@ use checkpoint::codec;
 use checkpoint::delta::{DeltaOutcome, encode_delta};
 use checkpoint::digest::{EpochChain, bytes_digest};
 use checkpoint::message::{Hello, InputFrame, Message, MessageError, Welcome, decode, encode};
-use checkpoint::{Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
+use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
 use support::map;
+use types::block::{DiskChange, DiskIndex, DiskWrite};
 use types::{Epoch, Generation, Gfn, NodeId, Output, OutputPort, PAGE_SIZE, VmId};
 
 fn hex(bytes: &[u8]) -> String {
@@ -35,7 +36,7 @@ fn the_bytes_of_a_part() {
     let bytes = support::gather(&out, &arena);
     let header = [
         "4c4b535450415254", // magic
-        "0100",             // version
+        "0200",             // version
         "02",               // EPOCH
         "01",               // LAST
         "00000000",         // part index
@@ -45,7 +46,7 @@ fn the_bytes_of_a_part() {
         "0c000000",         // payload bytes
         "0b000000",         // tail bytes
         "000000000000000000000000",
-        "c475d3d1d31e5db0", // digest
+        "e86ab48ea50ba33b", // digest
     ];
     let body = [
         "0100010000000000",         // page 0x10: zero
@@ -61,6 +62,42 @@ fn the_bytes_of_a_part() {
     zeroed[56..64].fill(0);
     assert_eq!(bytes_digest(&zeroed).to_le_bytes(), bytes[56..64]);
     assert_eq!(EpochChain::new(Generation(2), Epoch(7)).value().to_le_bytes(), bytes[bytes.len() - 8..]);
+}
+
+#[test]
+fn the_bytes_of_a_sync_part_with_disk_blocks() {
+    let mut encoder = Encoder::new(EncoderConfig { slot_bytes: 64 << 10, delta_pages: 4 }).unwrap();
+    let mut out = encoder.part_buffer();
+    let named = |disk, block| DiskBlock { disk: DiskIndex(disk), block }.name().unwrap();
+    let gfns = [Gfn(0x10), named(0, 3), named(1, 0x7ff)];
+    let mut arena = vec![0; 3 * PAGE_SIZE];
+    arena[2 * PAGE_SIZE] = 0xDB;
+
+    encoder.sync_part(Generation(2), 9, &gfns, &arena, &mut out).unwrap();
+
+    let bytes = support::gather(&out, &arena);
+    let header = [
+        "4c4b535450415254", // magic
+        "0200",             // version
+        "01",               // SYNC
+        "00",               // not LAST
+        "09000000",         // part index
+        "0200000000000000", // generation
+        "0000000000000000", // epoch
+        "03000000",         // records
+        "00100000",         // payload bytes
+        "00000000",         // tail bytes
+        "000000000000000000000000",
+        "6562316ae9e2bb4d", // digest
+    ];
+    let body = [
+        "0100010000000000", // page 0x10: zero
+        "0130000000000080", // block 3 of disk 0: zero
+        "00f07f0000008080", // block 0x7ff of disk 1: raw
+        "db",
+    ];
+    assert_eq!(hex(&bytes[..64 + 3 * 8 + 1]), header.concat() + &body.concat());
+    assert_eq!(bytes.len(), 64 + 3 * 8 + PAGE_SIZE);
 }
 
 #[test]
@@ -91,16 +128,31 @@ fn the_bytes_of_a_tail() {
             Output { port: OutputPort::Console, bytes: b"ok".to_vec() },
         ],
         memory: Some(MemoryDigest::of_digests(&map(2), |gfn| gfn.0 as u32)),
+        disks: vec![
+            DiskWrite { disk: DiskIndex(1), offset: 4096, change: DiskChange::Data([0xD1, 0xD2].into()) },
+            DiskWrite { disk: DiskIndex(0), offset: 512, change: DiskChange::Zeroes { len: 1024, may_unmap: true } },
+            DiskWrite { disk: DiskIndex(0), offset: 0, change: DiskChange::Discard { len: 512 } },
+        ],
     };
     let mut bytes = Vec::new();
     tail.encode_into(&mut bytes).unwrap();
-    assert_eq!(hex(&bytes), "0301020302000504eeeeeeee01026f6b0102000400000000fbe80304e8030000");
+    assert_eq!(
+        hex(&bytes),
+        concat!(
+            "03010203",                         // machine
+            "02000504eeeeeeee01026f6b",         // output
+            "0102000400000000fbe80304e8030000", // memory
+            "0301fb00100002d1d2",               // disks: data
+            "00fb000201fb000401",               // zeroes
+            "000002fb0002"                      // discard
+        )
+    );
 }
 
 #[test]
 fn the_bytes_of_the_control_messages() {
     let hello = Message::Hello(Hello {
-        protocol: 1,
+        protocol: 2,
         vm: VmId("shop".into()),
         node: NodeId("a".into()),
         generation: Generation(3),
@@ -108,16 +160,16 @@ fn the_bytes_of_the_control_messages() {
         verify_memory: true,
     });
     let cases = [
-        (hello, "4c4b010000010473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f3220233101"),
-        (Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20 }), "4c4b0100010162fb2c01fc00001000"),
-        (Message::Refuse { reason: "no".into() }, "4c4b010002026e6f"),
-        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b01000303fbfb00"),
-        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0100040309"),
-        (Message::Recorded { generation: Generation(3) }, "4c4b01000503"),
-        (Message::Shutdown { reason: "off".into() }, "4c4b010006036f6666"),
+        (hello, "4c4b020000020473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f3220233101"),
+        (Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20 }), "4c4b0200010162fb2c01fc00001000"),
+        (Message::Refuse { reason: "no".into() }, "4c4b020002026e6f"),
+        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b02000303fbfb00"),
+        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0200040309"),
+        (Message::Recorded { generation: Generation(3) }, "4c4b02000503"),
+        (Message::Shutdown { reason: "off".into() }, "4c4b020006036f6666"),
         (
             Message::Input { generation: Generation(3), frames: vec![InputFrame { epoch: Epoch(7), port: 1, bytes: vec![0xab, 0xcd] }] },
-            "4c4b0100070301070102abcd",
+            "4c4b0200070301070102abcd",
         ),
     ];
     for (message, expected) in cases {
@@ -134,9 +186,9 @@ fn the_bytes_of_the_control_messages() {
 #[test]
 fn messages_of_another_protocol_or_size_are_refused_by_name() {
     let mut bytes = encode(&Message::Recorded { generation: Generation(3) }).unwrap();
-    bytes[2] = 2;
-    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 2, ours: 1 })));
-    assert!(decode(&bytes).unwrap_err().to_string().contains("control protocol 2"));
+    bytes[2] = 9;
+    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 9, ours: 2 })));
+    assert!(decode(&bytes).unwrap_err().to_string().contains("control protocol 9"));
     assert!(matches!(decode(b"GET / HTTP/1.1"), Err(MessageError::NotAMessage)));
     assert!(matches!(decode(&[0; 70_000]), Err(MessageError::TooLarge { bytes: 70_000 })));
     let long = Message::Refuse { reason: "x".repeat(70_000) };

@@ -7,7 +7,8 @@ use checkpoint::delta::{Delta, DeltaError};
 use checkpoint::fuzz::{self, with_right_digest};
 use checkpoint::{EpochTail, GuestMap, Part, message};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use support::part_of_every_kind;
+use support::{block, part_of_every_kind, part_with_blocks};
+use types::block::{DiskChange, DiskIndex, DiskWrite};
 
 const RECORDS_AT: usize = 64;
 
@@ -50,8 +51,8 @@ fn set_record(bytes: &mut [u8], index: usize, word: u64) {
 #[test]
 fn another_version_is_refused_by_name() {
     let error = forged(|bytes| bytes[8] = 9);
-    assert_eq!(error, WireError::Version { theirs: 9, ours: 1 });
-    assert!(error.to_string().contains("format 9") && error.to_string().contains("only format 1"));
+    assert_eq!(error, WireError::Version { theirs: 9, ours: 2 });
+    assert!(error.to_string().contains("format 9") && error.to_string().contains("only format 2"));
 }
 
 #[test]
@@ -74,13 +75,63 @@ fn malformed_records_are_refused_with_a_right_digest_too() {
     assert!(matches!(forged(|b| set_record(b, 0, 2 << 12 | 1)), WireError::Order { .. }));
     assert!(matches!(forged(|b| set_record(b, 0, 3 << 12 | 1)), WireError::Order { .. }));
     assert!(matches!(forged(|b| set_record(b, 2, 1004 << 12)), WireError::OutsideMemory { .. }));
-    assert!(matches!(forged(|b| set_record(b, 2, u64::MAX << 12)), WireError::OutsideMemory { .. }));
+    assert!(matches!(forged(|b| set_record(b, 2, ((1 << 51) - 1) << 12)), WireError::OutsideMemory { .. }));
     assert!(matches!(forged(|b| set_record(b, 2, 1001 << 12 | 1)), WireError::Payload { .. }));
     assert!(matches!(forged(|b| set_record(b, 0, 1 << 12)), WireError::Payload { .. } | WireError::Delta { .. }));
     assert!(matches!(forged(|b| set_record(b, 1, 2 << 12 | 23)), WireError::Delta { .. }));
     assert!(matches!(forged(|b| set_record(b, 1, 2 << 12 | 12)), WireError::Payload { .. }));
     let first_run = RECORDS_AT + 3 * 8;
     assert!(matches!(forged(|b| b[first_run + 1] = 0xFF), WireError::Delta { source: DeltaError::OutsidePage { .. }, .. }));
+}
+
+#[test]
+fn disk_blocks_outside_their_disk_in_an_epoch_or_as_deltas_are_refused() {
+    // In an epoch, even where such a block exists.
+    let in_epoch = forged(|b| set_record(b, 2, block(0, 1).0 << 12));
+    assert!(matches!(in_epoch, WireError::Block { how: "in an epoch", .. }), "{in_epoch}");
+
+    // The records are: pages 1 and 1001, then blocks 0 and 255 of disk 0 and block 16 of disk 1. Disk 0 has 256 blocks, disk 1 has 17.
+    let forged = |index, word: u64| {
+        let (map, mut bytes) = part_with_blocks();
+        set_record(&mut bytes, index, word);
+        Part::parse(&with_right_digest(&bytes), &map).map(drop)
+    };
+    let (map, bytes) = part_with_blocks();
+    assert!(Part::parse(&bytes, &map).is_ok());
+    assert!(matches!(forged(3, block(0, 256).0 << 12 | 1), Err(WireError::OutsideDisk { .. })));
+    assert!(matches!(forged(4, block(1, 17).0 << 12), Err(WireError::OutsideDisk { .. })));
+    assert!(matches!(forged(4, block(2, 0).0 << 12), Err(WireError::OutsideDisk { .. })));
+    assert!(matches!(forged(4, u64::MAX << 12), Err(WireError::OutsideDisk { .. })));
+    assert!(matches!(forged(4, block(1, 16).0 << 12 | 24), Err(WireError::Block { how: "as a delta", .. })));
+    assert!(matches!(forged(4, block(0, 255).0 << 12), Err(WireError::Order { .. })));
+    assert!(matches!(forged(1, block(0, 0).0 << 12), Err(WireError::Order { .. })));
+    assert!(matches!(forged(2, 1002 << 12 | 1), Err(WireError::Payload { .. })));
+}
+
+#[test]
+fn disk_writes_outside_their_disk_or_in_parts_of_sectors_are_found() {
+    let map = support::map(8);
+    let checked = |disk, offset, change: DiskChange| {
+        EpochTail { disks: vec![DiskWrite { disk: DiskIndex(disk), offset, change }], ..EpochTail::default() }.check_disks(&map)
+    };
+    let data = |len: usize| DiskChange::Data(vec![7; len].into());
+    let (first, second) = (support::DISKS[0], support::DISKS[1]);
+    assert_eq!(checked(0, first - 512, data(512)), Ok(()));
+    assert_eq!(checked(1, 0, DiskChange::Discard { len: second }), Ok(()));
+    for (disk, offset, change) in [
+        (0, first - 512, data(1024)),
+        (0, first, data(512)),
+        (0, u64::MAX - 511, data(512)),
+        (0, 512, DiskChange::Zeroes { len: u64::MAX - 511, may_unmap: false }),
+        (1, 512, DiskChange::Discard { len: second }),
+        (2, 0, data(512)),
+        (0, 100, data(512)),
+        (0, 0, data(100)),
+        (0, 0, data(0)),
+    ] {
+        let error = checked(disk, offset, change).expect_err("a wild write was accepted");
+        assert_eq!((error.disk, error.offset), (DiskIndex(disk), offset));
+    }
 }
 
 #[test]
@@ -123,8 +174,14 @@ fn invented_and_mutated_bytes_never_panic() {
     }
     assert_eq!(fuzz::stream(&stream), 3, "the sample itself is whole");
     type Target = (fn(&[u8]), Vec<u8>);
-    let targets: [Target; 5] =
-        [(fuzz::part, part), (fuzz::tail, tail), (fuzz::message, hello), (fuzz::delta, delta), (|bytes| _ = fuzz::stream(bytes), stream)];
+    let targets: [Target; 6] = [
+        (fuzz::part, part),
+        (fuzz::part, part_with_blocks().1),
+        (fuzz::tail, tail),
+        (fuzz::message, hello),
+        (fuzz::delta, delta),
+        (|bytes| _ = fuzz::stream(bytes), stream),
+    ];
     let mut rng = StdRng::seed_from_u64(0x10c_257e9);
     for (target, sample) in targets {
         target(&sample);

@@ -149,6 +149,29 @@ fn a_page_that_changes_a_little_is_sent_as_a_delta_from_its_third_time_on() {
 }
 
 #[test]
+fn disk_blocks_of_a_sync_part_come_back_as_they_went_and_apart_from_the_pages() {
+    let (map, bytes) = support::part_with_blocks();
+    let part = Part::parse(&bytes, &map).unwrap();
+    let sent = noise(4, 5 * PAGE_SIZE);
+    let pages: Vec<Gfn> = part.records().map(|record| record.gfn()).collect();
+    let blocks: Vec<_> = part.blocks().map(|record| (record.block.disk.0, record.block.block, record.data.map(|data| &data[..]))).collect();
+    assert_eq!(pages, [Gfn(1), Gfn(1001)]);
+    assert_eq!(blocks, [(0, 0, Some(&sent[2 * PAGE_SIZE..3 * PAGE_SIZE])), (0, 255, None), (1, 16, Some(&sent[4 * PAGE_SIZE..]))]);
+}
+
+#[test]
+fn a_disk_block_sent_again_is_sent_whole() {
+    // A block is never a delta: what the standby's disk holds is not remembered here.
+    let mut encoder = encoder(64 << 10, 16);
+    let mut out = encoder.part_buffer();
+    let arena = noise(1, PAGE_SIZE);
+    for index in 0..4 {
+        encoder.sync_part(GENERATION, index, &[support::block(0, 5)], &arena, &mut out).unwrap();
+        assert_eq!(out.counts().raw, 1);
+    }
+}
+
+#[test]
 fn a_page_that_is_as_the_standby_holds_it_is_not_sent() {
     let mut encoder = encoder(64 << 10, 16);
     let arena = noise(1, PAGE_SIZE);
@@ -237,9 +260,18 @@ fn impossible_parts_are_refused_in_words() {
     assert!(refused(encoder.sync_part(GENERATION, 0, &[Gfn(1), Gfn(2)], &two, &mut out)).contains("may not fit a slot of 8192 bytes"));
     assert!(refused(encoder.sync_part(GENERATION, 0, &[Gfn(1)], &two, &mut out)).contains("the arena holds 8192 bytes"));
     let mut encoder = support::encoder(1 << 20, 16);
-    for gfns in [[Gfn(2), Gfn(1)], [Gfn(2), Gfn(2)], [Gfn(1), Gfn(1 << 52)]] {
+    for gfns in [
+        [Gfn(2), Gfn(1)],
+        [Gfn(2), Gfn(2)],
+        [Gfn(1), Gfn(1 << 52)],
+        [support::block(0, 1), Gfn(2)],
+        [support::block(0, 1), support::block(0, 1)],
+    ] {
         assert!(matches!(encoder.sync_part(GENERATION, 0, &gfns, &two, &mut out), Err(EncodeError::Order { .. })));
     }
+    let with_block =
+        EpochInput { generation: GENERATION, epoch: Epoch(1), gfns: &[support::block(0, 1)], arena: &two[..PAGE_SIZE], tail: &[] };
+    assert!(matches!(encoder.epoch(with_block).next_part(&mut out), Err(EncodeError::Order { .. })));
     let none =
         encoder.epoch(EpochInput { generation: GENERATION, epoch: Epoch::NONE, gfns: &[], arena: &[], tail: &[] }).next_part(&mut out);
     assert!(matches!(none, Err(EncodeError::Shape { .. })));

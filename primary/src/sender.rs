@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use checkpoint::tail::encode_tail;
-use checkpoint::{EncodedPart, Encoder, EncoderConfig, EpochInput, codec, encode};
+use checkpoint::{EncodedPart, Encoder, EncoderConfig, EpochInput, TailRef, codec, encode};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use transport::pump::LINK_POLL;
 use transport::{DataSender, Piece, RegionId, RegionRef};
@@ -171,7 +170,10 @@ impl Sending {
         self.tail.clear();
         let output = sealed.as_ref().map_or(&[][..], net_buffer::Sealed::output);
         let encoded = codec::encode_into(&machine, &mut self.machine)
-            .and_then(|_| encode_tail(&self.machine, output, memory.as_ref(), &mut self.tail))
+            .and_then(|_| {
+                let tail = TailRef { machine: &self.machine, output, memory: memory.as_ref(), disks: &[] };
+                tail.encode_into(&mut self.tail)
+            })
             .map_err(PrimaryError::from);
         drop(sealed);
         // Said before the last part can be posted, so that no commit can overtake it.

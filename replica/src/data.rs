@@ -74,6 +74,8 @@ impl DataThread {
 
     fn complete(&self, complete: CompleteEpoch<Slot>) -> Result<(), String> {
         let (shared, epoch) = (&self.shared, complete.epoch);
+        // Before the commit: what is committed must be possible to apply.
+        complete.tail.check_disks(&shared.map).map_err(|error| self.refused(&error.to_string()))?;
         let memory = complete.tail.memory.clone();
         if epoch == Epoch::NONE.next() {
             let (done, answered) = bounded(1);

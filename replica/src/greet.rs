@@ -118,16 +118,19 @@ fn refuse(pending: StandbyPending, reason: String) -> Result<(), ReplicaError> {
     Ok(pending.reject(&message::encode(&Message::Refuse { reason })?)?)
 }
 
-/// Staging for a guest of so many pages: room for an epoch that changes all of it, so that any epoch fits, and some more for epochs in flight.
+/// Staging for a guest of so many pages: room for an epoch that changes all of it and has the largest of tails, so that any epoch fits, and some more for
+/// epochs in flight. Reserved, and touched only when used.
 pub(crate) fn geometry(pages: u64) -> Geometry {
     /// Slots of 1 MiB: 255 raw pages, so that a part's digest is checked while the next is on its way.
     const SLOT_BYTES: u32 = 1 << 20;
     /// Slots beyond one whole guest: small epochs in flight or being applied take one each.
     const SPARE: u64 = 64;
+    /// The largest tail: an epoch's output, disk writes, machine state.
+    const TAIL: u64 = checkpoint::codec::MAX_ENCODED_BYTES as u64;
     let mut slot_bytes = SLOT_BYTES;
     loop {
         let per_slot = checkpoint::wire::pages_per_part(slot_bytes as usize, 0) as u64;
-        let slots = pages.div_ceil(per_slot.max(1)) + SPARE;
+        let slots = pages.div_ceil(per_slot.max(1)) + TAIL.div_ceil(u64::from(slot_bytes)) + SPARE;
         if slots <= u64::from(transport::link::MAX_SLOTS) {
             return Geometry { slots: slots as u32, slot_bytes };
         }
@@ -200,7 +203,8 @@ mod tests {
         for pages in [1, 1 << 14, 1 << 18, 1 << 22, 1 << 25] {
             let geometry = geometry(pages).validate().unwrap();
             let per_slot = checkpoint::wire::pages_per_part(geometry.slot_bytes as usize, 0) as u64;
-            assert!(u64::from(geometry.slots) * per_slot > pages, "{pages}");
+            let tail_slots = (checkpoint::codec::MAX_ENCODED_BYTES as u64).div_ceil(u64::from(geometry.slot_bytes));
+            assert!((u64::from(geometry.slots) - tail_slots) * per_slot > pages, "{pages}");
         }
     }
 }

@@ -3,14 +3,34 @@
 
 use std::collections::BTreeSet;
 
-use checkpoint::{Assembler, CompleteEpoch, EncodedPart, Encoder, EncoderConfig, EpochInput, EpochTail, GuestMap, Page, Part};
+use checkpoint::{Assembler, CompleteEpoch, DiskBlock, EncodedPart, Encoder, EncoderConfig, EpochInput, EpochTail, GuestMap, Page, Part};
+use types::block::{DiskChange, DiskIndex, DiskWrite};
 use types::{Epoch, Generation, Gfn, Output, OutputPort, PAGE_SIZE};
 
 pub const GENERATION: Generation = Generation(3);
 
-/// Memory with a hole in it.
+/// Bytes of the two disks: the second one ends in the middle of a block.
+pub const DISKS: [u64; 2] = [1 << 20, (64 << 10) + 512];
+
+/// Memory with a hole in it, and two disks.
 pub fn map(pages: u64) -> GuestMap {
-    GuestMap::new([0..pages / 2, 1000..1000 + pages.div_ceil(2)])
+    GuestMap::new([0..pages / 2, 1000..1000 + pages.div_ceil(2)]).with_disks(DISKS)
+}
+
+/// How a record names a disk's block.
+pub fn block(disk: u8, block: u64) -> Gfn {
+    DiskBlock { disk: DiskIndex(disk), block }.name().expect("a small number")
+}
+
+/// A SYNC part with two pages and three disk blocks.
+pub fn part_with_blocks() -> (GuestMap, Vec<u8>) {
+    let gfns = [Gfn(1), Gfn(1001), block(0, 0), block(0, 255), block(1, 16)];
+    let mut arena = noise(4, gfns.len() * PAGE_SIZE);
+    arena[3 * PAGE_SIZE..4 * PAGE_SIZE].fill(0);
+    let mut encoder = encoder(64 << 10, 16);
+    let mut out = encoder.part_buffer();
+    encoder.sync_part(GENERATION, 0, &gfns, &arena, &mut out).expect("a possible part");
+    (map(8), gather(&out, &arena))
 }
 
 /// All pages of a map, with content.
@@ -92,6 +112,10 @@ pub fn tail(machine: &[u8]) -> EpochTail {
             Output { port: OutputPort::Console, bytes: b"hello".to_vec() },
         ],
         memory: None,
+        disks: vec![
+            DiskWrite { disk: DiskIndex(0), offset: 4096, change: DiskChange::Data(vec![0xD1; 512].into()) },
+            DiskWrite { disk: DiskIndex(1), offset: 0, change: DiskChange::Discard { len: 1024 } },
+        ],
     }
 }
 
