@@ -50,6 +50,9 @@ enum Command {
     #[command(after_help = concat!(
         "Examples:\n  lockstep run --net tap=tap0\n",
         "  lockstep run --net tap=tap0 --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
+        "  lockstep run --kernel vmlinuz --initramfs initrd.img --cmdline 'root=/dev/vda1 console=ttyS0' --memory 2G --vcpus 2 \\\n",
+        "    --disk path=/srv/vm0.img --net tap=tap0 --cpu x86-64-v2 --console socket:/run/lockstep/vm0.console \\\n",
+        "    --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
         "  lockstep run --config vm0.toml --events /run/lockstep/vm0.events\n\n",
         "Told to stop (SIGINT, SIGTERM), a primary ends its guest: the standby does not carry on.\n",
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
@@ -57,8 +60,10 @@ enum Command {
     Run(RunArguments),
     /// Hold the copy of a guest that runs elsewhere, and carry on when its host dies
     #[command(after_help = concat!(
-        "Example:\n  lockstep standby --net tap=tap0 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n\n",
-        "The machine (memory, vCPUs, network ports, kernel) must be described as on the primary.\n",
+        "Examples:\n  lockstep standby --net tap=tap0 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
+        "  lockstep standby --kernel vmlinuz --memory 2G --vcpus 2 --disk path=/srv/vm0.img,resync=full --net tap=tap0 \\\n",
+        "    --cpu x86-64-v2 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n\n",
+        "The machine (memory, vCPUs, CPU model, bus, network ports, disks' sizes, kernel) must be described as on the primary.\n",
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
     ))]
     Standby(NodeArguments),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::options::NodeOptions;
+use super::pairs::nearest;
 
 /// Why a configuration file was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -35,19 +36,6 @@ pub enum FileError {
     },
 }
 
-/// Likeness (Jaro-Winkler) under which a suggestion would mislead more than help.
-const NEAR_ENOUGH: f64 = 0.7;
-
-/// The known key most like `key`, if any is like it at all.
-fn nearest(key: &str, known: &[String]) -> Option<String> {
-    known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(&key.replace('_', "-").to_lowercase(), k), k))
-        .filter(|(likeness, _)| *likeness >= NEAR_ENOUGH)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, k)| k.clone())
-}
-
 /// Reads and checks a configuration file.
 ///
 /// # Errors
@@ -62,7 +50,11 @@ fn parse(path: &Path, text: &str) -> Result<NodeOptions, FileError> {
     let table: toml::Table = toml::from_str(text).map_err(syntax)?;
     let known = NodeOptions::keys();
     if let Some(key) = table.keys().find(|key| !known.contains(key)) {
-        return Err(FileError::UnknownKey { path: path.to_owned(), key: key.clone(), nearest: nearest(key, &known) });
+        return Err(FileError::UnknownKey {
+            path: path.to_owned(),
+            key: key.clone(),
+            nearest: nearest(key, known.iter().map(String::as_str)).map(str::to_owned),
+        });
     }
     toml::from_str(text).map_err(syntax)
 }
@@ -87,6 +79,10 @@ mod tests {
             memory = "64M"
             vcpus = 2
             net = ["tap=t0,mac=52:54:00:00:00:01"]
+            disk = ["path=/a.img"]
+            rng = true
+            bus = "pci"
+            cpu = "x86-64-v2"
             backing = "memfd"
             console = "none"
             standby = "h:1"
@@ -112,6 +108,32 @@ mod tests {
         assert_eq!(written, NodeOptions::keys().len(), "this test lists every key: {:?}", NodeOptions::keys());
         assert_eq!(options.memory, Some(ByteSize(64 << 20)));
         assert_eq!(options.delta_cache, Some(ByteSize(0)));
+    }
+
+    #[test]
+    fn disks_are_tables_or_strings() {
+        let tables = parse_text("vm = \"a\"\n[[disk]]\npath = \"/a.img\"\nreadonly = true\n[[disk]]\npath = \"/b.img\"\nserial = \"x\"");
+        let strings = parse_text("disk = [\"path=/a.img,readonly\", \"path=/b.img,serial=x\"]");
+        assert_eq!(tables.expect("tables").disk, strings.expect("strings").disk);
+        assert_eq!(
+            parse_text("disk = \"path=/a.img\"").expect("a string").disk,
+            parse_text("[disk]\npath = \"/a.img\"").expect("a table").disk
+        );
+    }
+
+    #[test]
+    fn a_disk_with_an_unknown_key_or_value_is_an_error_that_says_so() {
+        for (text, word) in [
+            ("[[disk]]\npath = \"/a\"\nserail = \"x\"", "did you mean \"serial\"?"),
+            ("[[disk]]\npath = \"/a\"\nreadonly = \"perhaps\"", "readonly=false"),
+            ("[[disk]]\npath = 5", "not a string"),
+            ("[[disk]]\nreadonly = true", "path is missing"),
+            ("disk = 5", "[[disk]] tables"),
+        ] {
+            let error = parse_text(text).expect_err(text);
+            let FileError::Syntax { source, .. } = error else { panic!("{error}") };
+            assert!(source.to_string().contains(word), "{text}: {source}");
+        }
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! ([`options`]), the file itself ([`file`]), the units ([`units`]) and the step from the one to the other ([`resolve`]). Not here: anything that
 //! opens a device. Guards S7 for configuration: whatever reaches the machinery has been parsed, bounded and named.
 
+pub mod disk;
 pub mod file;
 pub mod options;
+mod pairs;
 pub mod resolve;
 pub mod units;
 
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 use types::{NodeId, VmId};
 
+pub use disk::{DiskConfig, DiskMode, Resync};
 pub use options::NodeOptions;
 pub use resolve::{ConfigError, Verb};
 
@@ -60,8 +63,16 @@ pub struct MachineConfig {
     pub memory: GuestMemorySize,
     /// Virtual CPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// What the guest sees of the processor.
+    pub cpu: CpuModel,
+    /// How virtio devices are attached.
+    pub bus: Bus,
     /// Network ports in order; the index is the port's number.
     pub nets: Vec<NetConfig>,
+    /// Disks in order; the index is the disk's number (the first is the guest's vda).
+    pub disks: Vec<DiskConfig>,
+    /// Whether the guest has a source of random numbers (virtio-rng).
+    pub rng: bool,
     /// What guest memory is made of.
     pub backing: Backing,
 }
@@ -69,8 +80,50 @@ pub struct MachineConfig {
 /// Most vCPUs a machine may have: the APIC identifiers and the machine tables are laid out for 8 bits, and captures are parallel threads.
 pub const MAX_VCPUS: u8 = 32;
 
-/// Most network ports: one 4 KiB MMIO window and one interrupt line each; the I/O APIC has 24 lines, of which the legacy devices use a few.
+/// Most network ports: a frame's port travels in the epoch's tail, and more than a few ports on one guest is a typing error.
 pub const MAX_NETS: usize = 8;
+
+/// Most virtio devices on the mmio bus: one line of the I/O APIC each, from 5 up to the last, 23 (the legacy devices use the others).
+pub const MAX_MMIO_DEVICES: usize = 19;
+
+/// What the guest sees of the processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// All that this host's KVM can give: fastest, and both hosts need the same processor.
+    #[default]
+    Host,
+    /// The psABI's second level (Nehalem, Bulldozer and later).
+    #[value(name = "x86-64-v2")]
+    #[serde(rename = "x86-64-v2")]
+    X8664V2,
+    /// The psABI's third level (Haswell, Excavator and later).
+    #[value(name = "x86-64-v3")]
+    #[serde(rename = "x86-64-v3")]
+    X8664V3,
+}
+
+/// How virtio devices are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-pci with MSI-X: what stock kernels carry in every initramfs.
+    Pci,
+    /// virtio-mmio windows: what the built-in guest drives.
+    Mmio,
+}
+
+/// `--bus` as it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BusOption {
+    /// mmio for the built-in guest, pci for any other.
+    #[default]
+    Auto,
+    /// virtio-pci.
+    Pci,
+    /// virtio-mmio.
+    Mmio,
+}
 
 /// What is booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,6 +268,8 @@ pub enum Console {
     None,
     /// Output is appended to a file.
     File(PathBuf),
+    /// A Unix socket that `lockstep console` connects to.
+    Socket(PathBuf),
 }
 
 /// Values used when neither the command line nor the file says otherwise.

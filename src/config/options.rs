@@ -3,12 +3,16 @@
 //! The long names of the command line *are* the keys of the file, so there is one list of them. Turning options into a
 //! [`super::NodeConfig`] is [`super::resolve`]'s work.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
 
+use super::disk::DiskOption;
 use super::units::{ByteSize, Span};
-use super::{Backing, DirtyTracking, TransportKind};
+use super::{Backing, BusOption, CpuModel, DirtyTracking, TransportKind};
 
 /// Options of `lockstep run` and `lockstep standby`, and keys of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
@@ -21,7 +25,7 @@ pub struct NodeOptions {
     #[arg(long, value_name = "NAME", help_heading = "Names")]
     pub node: Option<String>,
 
-    /// Kernel to boot by PVH (ELF) [default: the built-in key-value server]
+    /// Kernel to boot: bzImage or ELF [default: the built-in key-value server]
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk
@@ -40,11 +44,24 @@ pub struct NodeOptions {
     #[arg(long, value_name = "tap=NAME,mac=MAC", help_heading = "Machine")]
     #[serde(deserialize_with = "one_or_many")]
     pub net: Vec<String>,
+    /// Disk: path=FILE|DEVICE[,readonly][,serial=TEXT][,mode=mirror][,log=FILE][,resync=changed|full]; repeat for more disks. A comma in a name is written twice. resync=full lets this host's copy be overwritten whole
+    #[arg(long, value_name = "path=FILE,...", help_heading = "Machine")]
+    #[serde(deserialize_with = "one_or_many_disks")]
+    pub disk: Vec<DiskOption>,
+    /// Source of random numbers for the guest (virtio-rng) [default: on; off for the built-in guest]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Machine")]
+    pub rng: Option<bool>,
+    /// How virtio devices are attached; auto is mmio for the built-in guest, else pci [default: auto]
+    #[arg(long, value_name = "KIND", help_heading = "Machine")]
+    pub bus: Option<BusOption>,
+    /// The processor that the guest sees, the same on every host: host needs equal processors, the levels let generations protect each other [default: host]
+    #[arg(long, value_name = "MODEL", help_heading = "Machine")]
+    pub cpu: Option<CpuModel>,
     /// What guest memory is made of [default: anonymous]
     #[arg(long, value_name = "KIND", help_heading = "Machine")]
     pub backing: Option<Backing>,
-    /// Where the serial console goes: stdio, none or a file [default: stdio; none when events go to stdout]
-    #[arg(long, value_name = "stdio|none|FILE", help_heading = "Machine")]
+    /// Where the serial console goes: stdio, none, a file, or a socket for `lockstep console` [default: stdio; none when events go to stdout]
+    #[arg(long, value_name = "stdio|none|file:PATH|socket:PATH", help_heading = "Machine")]
     pub console: Option<String>,
 
     /// Replication address of the standby to protect with (for a standby: after its activation)
@@ -110,6 +127,33 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
     })
 }
 
+/// `[[disk]]`, one `[disk]`, or strings as on the command line.
+fn one_or_many_disks<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<DiskOption>, D::Error> {
+    struct Disks;
+
+    impl<'de> Visitor<'de> for Disks {
+        type Value = Vec<DiskOption>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("[[disk]] tables, or strings such as \"path=/var/lib/vm0.img\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(vec![text.parse().map_err(E::custom)?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+            Deserialize::deserialize(SeqAccessDeserializer::new(list))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            Ok(vec![Deserialize::deserialize(MapAccessDeserializer::new(map))?])
+        }
+    }
+
+    deserializer.deserialize_any(Disks)
+}
+
 impl NodeOptions {
     /// These options where they are given, else those of `file`.
     #[must_use]
@@ -123,6 +167,10 @@ impl NodeOptions {
             memory: self.memory.or(file.memory),
             vcpus: self.vcpus.or(file.vcpus),
             net: if self.net.is_empty() { file.net } else { self.net },
+            disk: if self.disk.is_empty() { file.disk } else { self.disk },
+            rng: self.rng.or(file.rng),
+            bus: self.bus.or(file.bus),
+            cpu: self.cpu.or(file.cpu),
             backing: self.backing.or(file.backing),
             console: self.console.or(file.console),
             standby: self.standby.or(file.standby),

@@ -7,11 +7,13 @@ use std::time::Duration;
 use types::{NodeId, PAGE_SIZE, VmId};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::disk;
 use super::options::NodeOptions;
+use super::pairs::{pairs, unknown_key};
 use super::units::ByteSize;
 use super::{
-    Arbiter, Backing, Console, DirtyTracking, EpochConfig, GuestMemorySize, HeartbeatConfig, Kernel, MAX_NETS, MAX_VCPUS, MachineConfig,
-    NetConfig, NodeConfig, Peering, Sink, TransportKind, defaults,
+    Arbiter, Backing, Bus, BusOption, Console, DirtyTracking, EpochConfig, GuestMemorySize, HeartbeatConfig, Kernel, MAX_MMIO_DEVICES,
+    MAX_NETS, MAX_VCPUS, MachineConfig, NetConfig, NodeConfig, Peering, Sink, TransportKind, defaults,
 };
 
 /// Which verb the options were given to.
@@ -73,6 +75,8 @@ const MOST_IN_FLIGHT: u32 = 64;
 const LONGEST_NAME: usize = 64;
 /// Longest kernel command line: one page, as Linux's own limit on x86 is 2048.
 const LONGEST_CMDLINE: usize = 2048;
+/// Longest path of a Unix socket: sockaddr_un has 108 bytes with the terminating NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
 
 impl NodeOptions {
     /// The typed configuration that these options stand for, checked against this host.
@@ -81,10 +85,12 @@ impl NodeOptions {
     /// [`ConfigError`] names the option, what was given and what to write.
     pub fn resolve(self, verb: Verb) -> Result<NodeConfig, ConfigError> {
         let host_bytes = crate::host::memory_total().map_err(|e| ConfigError::Host { what: "/proc/meminfo", why: e.to_string() })?;
-        self.resolve_on(verb, host_bytes)
+        let config = self.resolve_on(verb, host_bytes)?;
+        disk::check_images(&config.machine.disks)?;
+        Ok(config)
     }
 
-    /// As [`Self::resolve`], on a host with `host_bytes` of memory.
+    /// As [`Self::resolve`], on a host with `host_bytes` of memory, without a look at the disks' images.
     fn resolve_on(self, verb: Verb, host_bytes: u64) -> Result<NodeConfig, ConfigError> {
         let vm = name("--vm", self.vm.unwrap_or_else(|| defaults::VM.to_owned()))?;
         let node = match self.node {
@@ -101,15 +107,26 @@ impl NodeOptions {
                 format!("at most {LONGEST_CMDLINE} bytes, none of them NUL"),
             ));
         }
+        let kernel = self.kernel.map_or(Kernel::BuiltIn, Kernel::File);
+        let built_in = kernel == Kernel::BuiltIn;
         let machine = MachineConfig {
-            kernel: self.kernel.map_or(Kernel::BuiltIn, Kernel::File),
+            kernel,
             initramfs: self.initramfs,
             cmdline,
             memory: memory(self.memory.unwrap_or(ByteSize(defaults::MEMORY)), host_bytes)?,
             vcpus: vcpus(self.vcpus.unwrap_or(1))?,
+            cpu: self.cpu.unwrap_or_default(),
+            bus: match self.bus.unwrap_or_default() {
+                BusOption::Auto if built_in => Bus::Mmio,
+                BusOption::Auto | BusOption::Pci => Bus::Pci,
+                BusOption::Mmio => Bus::Mmio,
+            },
             nets: nets(&self.net, &vm)?,
+            disks: disk::disks(self.disk)?,
+            rng: self.rng.unwrap_or(!built_in),
             backing: self.backing.unwrap_or(Backing::Anonymous),
         };
+        check_devices(&machine)?;
         let peering = peering(verb, self.standby, self.listen, self.arbiter)?;
         let heartbeat = heartbeat(self.heartbeat_interval.map(|s| s.0), self.detection_bound.map(|s| s.0))?;
         let epochs = epochs(self.output_wait_us, self.dirty_budget, self.longest_interval_ms, self.max_in_flight)?;
@@ -180,6 +197,22 @@ pub fn vcpus(given: u32) -> Result<u8, ConfigError> {
         .ok_or_else(|| value("--vcpus", given, format!("a machine has 1 to {MAX_VCPUS} vCPUs")))
 }
 
+/// Whether the bus has room for the devices, and the built-in guest can drive it.
+fn check_devices(machine: &MachineConfig) -> Result<(), ConfigError> {
+    if machine.kernel == Kernel::BuiltIn && machine.bus == Bus::Pci {
+        return Err(value("--bus", "pci", "the built-in guest drives virtio-mmio only; leave --bus out, or give a --kernel"));
+    }
+    let devices = machine.nets.len() + machine.disks.len() + usize::from(machine.rng);
+    if machine.bus == Bus::Mmio && devices > MAX_MMIO_DEVICES {
+        return Err(value(
+            "--bus",
+            "mmio",
+            format!("{devices} devices need {devices} interrupt lines, and {MAX_MMIO_DEVICES} are free; use --bus pci, or fewer devices"),
+        ));
+    }
+    Ok(())
+}
+
 fn nets(given: &[String], vm: &str) -> Result<Vec<NetConfig>, ConfigError> {
     if given.len() > MAX_NETS {
         return Err(value("--net", format!("({} times)", given.len()), format!("a machine has at most {MAX_NETS} network ports")));
@@ -201,16 +234,19 @@ fn nets(given: &[String], vm: &str) -> Result<Vec<NetConfig>, ConfigError> {
 /// One `tap=NAME[,mac=MAC]`.
 fn net(text: &str, vm: &str, index: usize) -> Result<NetConfig, ConfigError> {
     let wrong = |why: &str| value("--net", text, why);
+    const KEYS: [&str; 2] = ["tap", "mac"];
     let (mut tap, mut mac) = (None, None);
-    for part in text.split(',') {
-        match part.split_once('=') {
-            Some(("tap", name)) => tap = Some(name.to_owned()),
-            Some(("mac", address)) => {
-                mac = Some(parse_mac(address).ok_or_else(|| {
+    for (key, given) in pairs(text) {
+        match (key.as_str(), given) {
+            ("tap", Some(_)) if tap.is_some() => return Err(wrong("tap is given twice")),
+            ("tap", Some(name)) => tap = Some(name),
+            ("mac", Some(address)) => {
+                mac = Some(parse_mac(&address).ok_or_else(|| {
                     wrong("the MAC address is six hexadecimal pairs, unicast and not all zero, such as 52:54:00:12:34:56")
                 })?)
             }
-            _ => return Err(wrong("write tap=NAME, or tap=NAME,mac=52:54:00:12:34:56")),
+            (key, Some(_)) => return Err(wrong(&unknown_key(key, &KEYS))),
+            (_, None) => return Err(wrong("write tap=NAME, or tap=NAME,mac=52:54:00:12:34:56")),
         }
     }
     let tap = tap.ok_or_else(|| wrong("tap=NAME is missing"))?;
@@ -244,8 +280,20 @@ fn console(given: Option<String>, events: &Option<Sink>) -> Result<Console, Conf
         }
         (None, Some(Sink::Stdout)) | (Some("none"), _) => Ok(Console::None),
         (None | Some("stdio"), _) => Ok(Console::Stdio),
-        (Some(""), _) => Err(value("--console", "\"\"", "write stdio, none or a file")),
-        (Some(path), _) => Ok(Console::File(PathBuf::from(path))),
+        (Some(text), _) => {
+            let (kind, path) = text.split_once(':').unwrap_or(("", text));
+            match (kind, path) {
+                ("" | "file" | "socket", "" | "file" | "socket") => {
+                    Err(value("--console", format!("{text:?}"), "write stdio, none, file:PATH or socket:PATH"))
+                }
+                ("socket", path) if path.len() > LONGEST_SOCKET_PATH => {
+                    Err(value("--console", text, format!("the path of a socket has at most {LONGEST_SOCKET_PATH} bytes")))
+                }
+                ("socket", path) => Ok(Console::Socket(PathBuf::from(path))),
+                ("file", path) => Ok(Console::File(PathBuf::from(path))),
+                _ => Ok(Console::File(PathBuf::from(text))),
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Each bound and contradiction of [`super`], by its message.
 
 use super::*;
+use crate::config::CpuModel;
 use crate::config::units::Span;
 
 const HOST: u64 = 8 << 30;
@@ -76,6 +77,7 @@ fn a_net_port_that_makes_no_sense_is_refused() {
         &["tap=t", "tap=t"],
         &["tap=t,mac=52:54:00:12:34:56", "tap=u,mac=52:54:00:12:34:56"],
         &["tap=t,speed=9"],
+        &["tap=t,tap=u"],
     ] {
         assert!(error(with_net(bad), Verb::Run).contains("--net"), "{bad:?}");
     }
@@ -146,4 +148,51 @@ fn names_are_short_and_plain() {
     for bad in ["", "a b", "a/b", &"x".repeat(65)] {
         assert!(error(NodeOptions { vm: Some(bad.into()), ..options() }, Verb::Run).contains("--vm"), "{bad:?}");
     }
+}
+
+#[test]
+fn a_brought_kernel_gets_pci_and_random_numbers_and_the_built_in_guest_neither() {
+    let built_in = options().resolve_on(Verb::Run, HOST).expect("defaults").machine;
+    assert_eq!((built_in.bus, built_in.rng, built_in.cpu), (Bus::Mmio, false, CpuModel::Host));
+
+    let brought = NodeOptions { kernel: Some("/boot/vmlinuz".into()), ..options() };
+    let machine = brought.clone().resolve_on(Verb::Run, HOST).expect("a kernel").machine;
+    assert_eq!((machine.bus, machine.rng), (Bus::Pci, true));
+
+    let chosen = NodeOptions { bus: Some(BusOption::Mmio), rng: Some(false), cpu: Some(CpuModel::X8664V3), ..brought };
+    let machine = chosen.resolve_on(Verb::Run, HOST).expect("choices").machine;
+    assert_eq!((machine.bus, machine.rng, machine.cpu), (Bus::Mmio, false, CpuModel::X8664V3));
+}
+
+#[test]
+fn the_built_in_guest_is_not_put_on_a_bus_that_it_cannot_drive() {
+    let options = NodeOptions { bus: Some(BusOption::Pci), ..options() };
+    assert!(error(options, Verb::Run).contains("--bus pci"));
+}
+
+#[test]
+fn the_mmio_bus_has_as_many_devices_as_interrupt_lines() {
+    let disk = |n: usize| format!("path=/disk{n}").parse().expect("a disk");
+    let many = NodeOptions {
+        kernel: Some("/boot/vmlinuz".into()),
+        bus: Some(BusOption::Mmio),
+        disk: (0..16).map(disk).collect(),
+        net: (0..3).map(|n| format!("tap=t{n}")).collect(),
+        ..options()
+    };
+    let message = error(many.clone(), Verb::Run);
+    assert!(message.contains("20 devices") && message.contains("--bus pci"), "{message}");
+    NodeOptions { rng: Some(false), ..many }.resolve_on(Verb::Run, HOST).expect("19 devices");
+}
+
+#[test]
+fn the_console_goes_where_it_is_told() {
+    let console = |text: &str| NodeOptions { console: Some(text.into()), ..options() }.resolve_on(Verb::Run, HOST).map(|c| c.console);
+    assert_eq!(console("socket:/run/a"), Ok(Console::Socket("/run/a".into())));
+    assert_eq!(console("file:/run/a"), Ok(Console::File("/run/a".into())));
+    assert_eq!(console("/run/a:b"), Ok(Console::File("/run/a:b".into())));
+    for bad in ["", "socket", "socket:", "file:", "file"] {
+        assert!(console(bad).expect_err(bad).to_string().contains("socket:PATH"), "{bad:?}");
+    }
+    assert!(console(&format!("socket:/{}", "x".repeat(107))).expect_err("too long").to_string().contains("107"));
 }

@@ -102,7 +102,7 @@ impl Outlets {
             Some(Sink::File(path)) => Some(Outlet::new("events", append("events file", path)?)?),
         };
         let console = match &config.console {
-            Console::None => None,
+            Console::None | Console::Socket(_) => None,
             Console::Stdio => Some(Outlet::new("console-out", Box::new(io::stdout()))?),
             Console::File(path) => Some(Outlet::new("console-out", append("console file", path)?)?),
         };
