@@ -140,6 +140,12 @@ pub enum Event {
         /// Which.
         epoch: Epoch,
     },
+    /// Primary: a disk of this host failed under the guest, and the request that failed is left without an answer. Where a standby can serve, it takes over and
+    /// carries the request out on its own disk; where none can, the shell tells the guest of the error as soon as this node is alone.
+    DiskFailed {
+        /// Which, and how; for the operator.
+        reason: String,
+    },
     /// Primary: the guest ended by itself (power-off), and its last epoch is committed or cannot be.
     GuestEnded {
         /// How.
@@ -233,6 +239,12 @@ pub enum Action {
         /// Why.
         reason: String,
     },
+    /// The guest stops here for good, although the right to run is not lost: the standby is to take over, and is not told otherwise. Always after
+    /// [`Action::ShutGate`] and before the link is dropped.
+    GiveUp {
+        /// Why.
+        reason: String,
+    },
     /// The start is refused; nothing was started.
     Refused {
         /// Why, and what to do.
@@ -297,6 +309,8 @@ pub struct Node {
     on_hold: bool,
     /// When the record is read again without a cause.
     watch_at_ns: Option<u64>,
+    /// A disk failed before the standby was of use: this node gives up as soon as it is.
+    disk_failed: Option<String>,
 }
 
 impl Node {
@@ -304,7 +318,7 @@ impl Node {
     #[must_use]
     pub fn new(config: Config) -> Node {
         let ask = Asker::new(&config);
-        Node { config, state: State::New, generation: Generation(0), ask, on_hold: false, watch_at_ns: None }
+        Node { config, state: State::New, generation: Generation(0), ask, on_hold: false, watch_at_ns: None, disk_failed: None }
     }
 
     /// The generation the node acts in: granted to it (primary), or its primary's (standby).

@@ -31,6 +31,7 @@ impl Node {
             }
             Event::NewerGeneration { generation } if generation > self.generation => self.watch_at_ns = Some(now_ns),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
+            Event::DiskFailed { reason } => self.disk_failed(reason, actions),
             _ => {}
         }
     }
@@ -56,6 +57,9 @@ impl Node {
 
     fn protect_if_complete(&mut self, actions: &mut Vec<Action>) {
         if let State::Opening { standby, recorded: true, committed: true } = &self.state {
+            if let Some(reason) = self.disk_failed.take() {
+                return self.give_up(&reason, actions);
+            }
             let reason = format!("{standby} is recorded and has committed");
             self.state = State::Protected { standby: standby.clone() };
             actions.push(Action::Protect);
@@ -63,7 +67,30 @@ impl Node {
         }
     }
 
+    /// Only a standby that is recorded and has committed can take over. Before it can, the failed request waits; without one the shell answers it.
+    fn disk_failed(&mut self, reason: String, actions: &mut Vec<Action>) {
+        match &self.state {
+            State::Protected { .. } => self.give_up(&reason, actions),
+            State::Copying { .. } | State::Opening { .. } => {
+                self.disk_failed.get_or_insert(reason);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends this node's part so that the standby takes over at once: it sees the link closed and was told of no other end.
+    fn give_up(&mut self, reason: &str, actions: &mut Vec<Action>) {
+        self.state = State::Stopped;
+        self.on_hold = false;
+        self.watch_at_ns = None;
+        actions.push(Action::ShutGate);
+        actions.push(Action::GiveUp { reason: reason.to_owned() });
+        actions.push(Action::DropLink);
+        self.report(&format!("giving up for the standby to take over: {reason}"), actions);
+    }
+
     fn standby_gone(&mut self, cause: &str, actions: &mut Vec<Action>) {
+        self.disk_failed = None;
         match &self.state {
             State::Copying { .. } => {
                 // Nothing of this generation is committed anywhere and no standby was ever recorded in it: the output stayed open.

@@ -310,6 +310,69 @@ fn the_end_of_the_guest_is_told_and_its_standby_struck_out() {
     assert!(matches!(log[..], [Action::TellShutdown { .. }, Action::Ungate { .. }, Action::DropLink, Action::Finished]));
 }
 
+fn disk_failed() -> Event {
+    Event::DiskFailed { reason: "disk0: no space left".to_owned() }
+}
+
+/// What a node that gives up orders.
+fn giving_up() -> [Action; 3] {
+    [Action::ShutGate, Action::GiveUp { reason: "disk0: no space left".to_owned() }, Action::DropLink]
+}
+
+#[test]
+fn a_protected_primary_whose_disk_fails_gives_up_without_a_word_to_its_standby() {
+    let mut a = Bench::protected();
+    a.put(disk_failed());
+    assert_eq!(a.take_log(), giving_up());
+    assert_eq!(a.node.role(), Role::Stopped);
+    // Nothing is said to the arbiter: its record still names the standby, which is granted the guest.
+    assert_eq!((a.asked.len(), a.record.clone()), (0, Some(record(1, "a", 1, Some("b")))));
+}
+
+#[test]
+fn a_disk_that_fails_before_the_standby_is_of_use_waits_until_it_is() {
+    let mut a = Bench::new("a", 1, None);
+    a.put(Event::StartPrimary { abandon_standby: false });
+    a.settle();
+    a.put(Event::StandbyLinked { node: id("b") });
+    a.take_log();
+    a.put(disk_failed());
+    assert_eq!(a.take_log(), []);
+    a.put(Event::SyncReady);
+    a.settle();
+    a.put(disk_failed());
+    a.take_log();
+    a.put(Event::FirstCommit { epoch: Epoch(1) });
+    assert_eq!(a.take_log(), giving_up());
+}
+
+#[test]
+fn a_failed_disk_is_the_guests_business_where_no_standby_can_serve() {
+    // Alone; lost while memory was copied; struck out: in each the node runs on, and a later standby is not taken for one that could have helped.
+    let mut alone = Bench::new("a", 1, None);
+    alone.put(Event::StartPrimary { abandon_standby: false });
+    alone.settle();
+    let mut copying = Bench::new("a", 1, None);
+    copying.put(Event::StartPrimary { abandon_standby: false });
+    copying.settle();
+    copying.put(Event::StandbyLinked { node: id("b") });
+    copying.put(disk_failed());
+    copying.put(Event::PeerGone { cause: "closed".to_owned() });
+    let mut striking = Bench::protected();
+    striking.put(Event::PeerGone { cause: "closed".to_owned() });
+    striking.put(disk_failed());
+    striking.settle();
+    for mut a in [alone, copying, striking] {
+        a.put(disk_failed());
+        assert_eq!(a.node.protection(), Protection::Unprotected);
+        a.put(Event::StandbyLinked { node: id("b") });
+        a.put(Event::SyncReady);
+        a.settle();
+        a.put(Event::FirstCommit { epoch: Epoch(1) });
+        assert_eq!((a.node.role(), a.node.protection()), (Role::Primary, Protection::Protected));
+    }
+}
+
 #[test]
 fn a_standby_stops_committing_before_it_asks_and_activates_only_when_granted() {
     let mut b = Bench::standing();
