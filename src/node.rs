@@ -37,6 +37,11 @@ pub enum Exit {
         /// Why.
         reason: String,
     },
+    /// This host failed under the guest (a disk), and the standby takes over.
+    GaveUp {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Why a node could not go on.
@@ -216,6 +221,7 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
     Ok(match primary::run(setup, shutdown)? {
         End::GuestStopped(reason) => Exit::GuestStopped { reason },
         End::Fenced(reason) => Exit::Fenced { reason },
+        End::GaveUp(reason) => Exit::GaveUp { reason },
         End::Interrupted => Exit::Interrupted,
     })
 }

@@ -89,6 +89,8 @@ pub enum End {
     GuestStopped(String),
     /// The node lost the right to run.
     Fenced(String),
+    /// This host failed under the guest, and its standby takes over.
+    GaveUp(String),
     /// `shutdown` was set.
     Interrupted,
 }
@@ -330,6 +332,11 @@ impl RoleThread {
                 self.setup.machine.stop();
                 (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
                 self.end = Some(End::Fenced(reason));
+            }
+            Role::GiveUp { reason } => {
+                self.setup.machine.stop();
+                (self.shared.report)(NodeEventKind::GaveUp { reason: reason.clone() });
+                self.end = Some(End::GaveUp(reason));
             }
             Role::Finished if self.give_up_ns.is_some() => {
                 self.end.get_or_insert(End::Interrupted);

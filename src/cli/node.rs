@@ -31,5 +31,9 @@ pub(super) fn run(arguments: NodeArguments, verb: Verb, abandon_standby: bool) -
             tracing::warn!(reason, "fenced: another node may run the guest, this one has stopped it");
             Ok(code::FENCED)
         }
+        Exit::GaveUp { reason } => {
+            tracing::error!(reason, "gave up: the standby takes over; mend this host and start it as the standby");
+            Ok(code::FAILED)
+        }
     }
 }

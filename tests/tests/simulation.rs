@@ -75,6 +75,7 @@ fn proves_something(total: &Stats, seeds: u64) {
         ("stale releases", total.stale_releases),
         ("unanswered swaps", total.unanswered_swaps),
         ("refused starts", total.refusals),
+        ("primaries that gave up", total.give_ups),
     ] {
         assert!(count >= seeds / 1000, "{what}: {count} in {seeds} seeds");
     }

@@ -105,6 +105,11 @@ pub enum NodeEventKind {
         /// Why.
         reason: String,
     },
+    /// The node stopped its guest although it had the right to run it: its standby can serve and this host cannot.
+    GaveUp {
+        /// Why.
+        reason: String,
+    },
     /// The guest ended by itself (shutdown, reset, triple fault).
     GuestStopped {
         /// How.

@@ -29,6 +29,8 @@ pub enum Fault {
         /// Nanoseconds.
         for_ns: u64,
     },
+    /// A disk of the node fails under its guest.
+    FailDisk,
     /// The guest powers off.
     EndGuest,
 }
@@ -114,12 +116,13 @@ impl Plan {
         };
         // Around the detection bound: some are noticed, some are not, some end while the other side is taking over.
         let for_ns = rng.between(MS, 50 * MS);
-        let fault = match rng.between(0, 20) {
+        let fault = match rng.between(0, 22) {
+            20..=21 => Fault::FailDisk,
             0..5 => Fault::Crash { silent: rng.permille(500) },
             5..11 => Fault::Hang { for_ns },
             11..14 => Fault::Partition { for_ns },
             14..16 => Fault::BreakLink,
-            16..19 => Fault::CutArbiter { for_ns },
+            16..=18 => Fault::CutArbiter { for_ns },
             _ if rng.permille(300) => Fault::EndGuest,
             _ => Fault::Hang { for_ns },
         };

@@ -48,6 +48,8 @@ pub struct Stats {
     pub stale_releases: u64,
     /// Swaps whose outcome was not told to the node that asked.
     pub unanswered_swaps: u64,
+    /// Primaries whose disk failed and that left the guest to their standby.
+    pub give_ups: u64,
     /// Starts as a primary that were refused.
     pub refusals: u64,
     /// Things that happened.
@@ -67,6 +69,7 @@ impl Stats {
         self.guest_holds += other.guest_holds;
         self.stale_releases += other.stale_releases;
         self.unanswered_swaps += other.unanswered_swaps;
+        self.give_ups += other.give_ups;
         self.refusals += other.refusals;
         self.happenings += other.happenings;
     }

@@ -62,6 +62,11 @@ impl World {
                 self.processes[slot].guest = None;
                 self.offer_as_standby(slot);
             }
+            Action::GiveUp { .. } => {
+                self.oracle.stats.give_ups += 1;
+                self.processes[slot].guest = None;
+                self.offer_as_standby(slot);
+            }
             Action::Refused { .. } => {
                 self.oracle.stats.refusals += 1;
                 self.offer_as_standby(slot);

@@ -347,6 +347,11 @@ impl World {
             Fault::Partition { for_ns } => self.isolated_until[slot] = until(for_ns),
             Fault::BreakLink => self.break_link(slot),
             Fault::CutArbiter { for_ns } => self.arbiter_cut_until[slot] = until(for_ns),
+            Fault::FailDisk => {
+                if self.processes[slot].guest.is_some() && self.processes[slot].runs() {
+                    self.node(slot, Event::DiskFailed { reason: "the medium failed".to_owned() });
+                }
+            }
             Fault::EndGuest => {
                 if self.processes[slot].guest.is_some() && self.processes[slot].runs() {
                     self.guest_ended = true;
