@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
-use crate::{DirtySet, DirtyTracker, Kind, Layout, TrackingError, raw};
+use crate::{DirtySet, DirtyTracker, Kind, Layout, TrackingError, hot::HotPages, raw};
 
 /// Words that may be clear between two dirty ones before they go into separate clear calls. A call costs about 0.4 us, passing a clear
 /// word about 1 ns: below this many it is cheaper to go on.
@@ -17,12 +17,14 @@ pub(crate) struct BitmapTracker {
     vm: Arc<VmFd>,
     layout: Layout,
     buffers: Vec<Vec<u64>>,
+    hot: Vec<HotPages>,
 }
 
 impl BitmapTracker {
     pub(crate) fn new(vm: Arc<VmFd>, layout: &Layout) -> BitmapTracker {
-        let buffers = layout.slots().iter().map(|slot| vec![0; slot.pages.div_ceil(64) as usize]).collect();
-        BitmapTracker { vm, layout: layout.clone(), buffers }
+        let words = || layout.slots().iter().map(|slot| slot.pages.div_ceil(64) as usize);
+        let buffers = words().map(|words| vec![0; words]).collect();
+        BitmapTracker { vm, layout: layout.clone(), buffers, hot: words().map(HotPages::new).collect() }
     }
 
     fn set_logging(&self, on: bool) -> Result<(), TrackingError> {
@@ -40,6 +42,7 @@ impl DirtyTracker for BitmapTracker {
     }
 
     fn enable(&mut self) -> Result<(), TrackingError> {
+        self.hot.iter_mut().for_each(HotPages::forget);
         self.set_logging(true).inspect_err(|_| drop(self.set_logging(false)))
     }
 
@@ -48,9 +51,10 @@ impl DirtyTracker for BitmapTracker {
     }
 
     fn collect(&mut self, into: &mut DirtySet) -> Result<(), TrackingError> {
-        for (index, (slot, buffer)) in self.layout.slots().iter().zip(&mut self.buffers).enumerate() {
+        for (index, ((slot, buffer), hot)) in self.layout.slots().iter().zip(&mut self.buffers).zip(&mut self.hot).enumerate() {
             raw::get_dirty_log(&self.vm, slot, buffer).map_err(|source| TrackingError::Ioctl { what: "KVM_GET_DIRTY_LOG", source })?;
             into.insert_words(index, buffer);
+            hot.sort(buffer);
             for (start, end) in runs(buffer) {
                 raw::clear_dirty_log(&self.vm, slot, start as u64 * 64, &buffer[start..end])
                     .map_err(|source| TrackingError::Ioctl { what: "KVM_CLEAR_DIRTY_LOG", source })?;

@@ -5,6 +5,7 @@
 
 mod bitmap;
 mod device;
+mod hot;
 mod merged;
 mod raw;
 mod ring;
