@@ -10,6 +10,7 @@
 //! leftover bytes are checked before a message is believed.
 
 use serde::{Deserialize, Serialize};
+use types::block::DiskIndex;
 use types::{Epoch, Generation, NodeId, VmId};
 
 use crate::codec::{self, CodecError};
@@ -17,7 +18,7 @@ use crate::shape::GuestShape;
 
 /// The version of the control protocol, and the only one accepted.
 pub const PROTOCOL: u16 = 2;
-/// Largest message, bytes: the longest is a `Hello` with its names and some network ports.
+/// Largest message, bytes: the longest is a `Hello` with its names, some network ports and the disks' change logs in short form.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 const MAGIC: [u8; 2] = *b"LK";
@@ -47,6 +48,15 @@ pub enum Message {
         /// The generation of the link.
         generation: Generation,
         /// The newest epoch held.
+        epoch: Epoch,
+    },
+    /// Standby to primary: everything up to this epoch is on the medium of its copy of a disk.
+    Durable {
+        /// The generation of the link.
+        generation: Generation,
+        /// Which disk.
+        disk: DiskIndex,
+        /// The newest epoch whose writes are all durable.
         epoch: Epoch,
     },
     /// Primary to standby: the arbiter's record names the standby, so it may activate from now on.
@@ -94,6 +104,8 @@ pub struct Hello {
     pub shape: GuestShape,
     /// Every epoch's tail will carry a digest of all memory, to be compared.
     pub verify_memory: bool,
+    /// What the primary says of its copies of the disks, as the disk-buffer describes them (encoded: this crate does not know them).
+    pub disks: Vec<u8>,
 }
 
 /// See [`Message::Welcome`].
@@ -105,6 +117,8 @@ pub struct Welcome {
     pub slots: u32,
     /// Bytes of each.
     pub slot_bytes: u32,
+    /// What the standby says of its copies of the disks, as in [`Hello::disks`].
+    pub disks: Vec<u8>,
 }
 
 /// Bytes are not a message, or a message cannot be sent.

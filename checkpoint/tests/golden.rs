@@ -158,18 +158,23 @@ fn the_bytes_of_the_control_messages() {
         generation: Generation(3),
         shape: shape(),
         verify_memory: true,
+        disks: vec![0xd0, 0xd1],
     });
     let cases = [
-        (hello, "4c4b020000020473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f3220233101"),
-        (Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20 }), "4c4b0200010162fb2c01fc00001000"),
+        (hello, "4c4b020000020473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f322023310102d0d1"),
+        (
+            Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20, disks: vec![0xd2] }),
+            "4c4b0200010162fb2c01fc0000100001d2",
+        ),
         (Message::Refuse { reason: "no".into() }, "4c4b020002026e6f"),
         (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b02000303fbfb00"),
         (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0200040309"),
-        (Message::Recorded { generation: Generation(3) }, "4c4b02000503"),
-        (Message::Shutdown { reason: "off".into() }, "4c4b020006036f6666"),
+        (Message::Durable { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b020005030109"),
+        (Message::Recorded { generation: Generation(3) }, "4c4b02000603"),
+        (Message::Shutdown { reason: "off".into() }, "4c4b020007036f6666"),
         (
             Message::Input { generation: Generation(3), frames: vec![InputFrame { epoch: Epoch(7), port: 1, bytes: vec![0xab, 0xcd] }] },
-            "4c4b0200070301070102abcd",
+            "4c4b0200080301070102abcd",
         ),
     ];
     for (message, expected) in cases {

@@ -78,6 +78,7 @@ fn attempt(standby: SocketAddr, identity: &Identity, generation: Generation) -> 
         generation,
         shape: identity.shape.clone(),
         verify_memory: identity.verify_memory,
+        disks: Vec::new(),
     };
     pending.control_tx.send(&message::encode(&Message::Hello(hello))?)?;
     let answer = pending
@@ -102,6 +103,7 @@ pub(crate) fn name_of(message: &Message) -> &'static str {
         Message::Refuse { .. } => "Refuse",
         Message::Heartbeat { .. } => "Heartbeat",
         Message::Commit { .. } => "Commit",
+        Message::Durable { .. } => "Durable",
         Message::Recorded { .. } => "Recorded",
         Message::Shutdown { .. } => "Shutdown",
         Message::Input { .. } => "Input",

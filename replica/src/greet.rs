@@ -78,7 +78,8 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, staging: &mut
         Some(staging) => Arc::clone(staging),
         None => Arc::clone(staging.insert(Staging::new(door.geometry)?)),
     };
-    let welcome = Welcome { node: door.node.clone(), slots: door.geometry.slots, slot_bytes: door.geometry.slot_bytes };
+    let Geometry { slots, slot_bytes } = door.geometry;
+    let welcome = Welcome { node: door.node.clone(), slots, slot_bytes, disks: Vec::new() };
     pending.control_tx.send(&message::encode(&Message::Welcome(welcome))?)?;
     let link = pending.open_data(staging)?;
     door.open.store(false, Ordering::Release);
@@ -151,6 +152,7 @@ mod tests {
             generation: Generation(3),
             shape,
             verify_memory: false,
+            disks: Vec::new(),
         }
     }
 
