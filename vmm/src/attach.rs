@@ -51,6 +51,16 @@ impl Attached {
         lock(&self.device).restore_state(&saved.device)
     }
 
+    /// Puts device and transport into the state that `power_on` was captured in, whatever the guest had done with them.
+    pub(crate) fn reset(&self, power_on: &VirtioState) -> Result<(), DeviceError> {
+        {
+            let mut device = lock(&self.device);
+            device.core_mut().reset();
+            device.on_reset();
+        }
+        self.restore(power_on)
+    }
+
     /// The last step before the first run of a restored machine.
     pub(crate) fn activate(&self) -> Result<(), DeviceError> {
         lock(&self.device).wake()

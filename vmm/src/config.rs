@@ -62,11 +62,12 @@ pub struct NetConfig {
 /// What a machine boots.
 #[derive(Clone, Debug)]
 pub struct BootConfig {
-    /// The kernel: an x86-64 ELF image with a PVH entry note.
+    /// The kernel: a bzImage with a 64-bit entry (as distributions ship it), or an x86-64 ELF image with a PVH entry note.
     pub kernel: KernelImage,
-    /// An initial RAM file system, handed to the kernel as the first PVH module.
+    /// An initial RAM file system.
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line; the machine appends its devices (`virtio_mmio.device=...`) and `lockstep.cpus=N`.
+    /// Kernel command line. For an image built into the program the machine appends its devices (`virtio_mmio.device=...`) and `lockstep.cpus=N`; any
+    /// other kernel is told by ACPI.
     pub cmdline: String,
 }
 
@@ -91,9 +92,9 @@ pub struct Sinks {
 /// Something a machine has to tell while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineEvent {
-    /// The guest powered itself off, or triple-faulted.
+    /// The guest powered itself off.
     Shutdown,
-    /// The guest asked to be reset.
+    /// The guest asked to be reset, or triple-faulted.
     Reset,
     /// KVM could not go on (for instance, an instruction it cannot emulate). The vCPU stands still.
     InternalError {

@@ -48,7 +48,9 @@ pub enum VmmError {
         source: io::Error,
     },
     /// The kernel image is not one that can be booted.
-    #[error("{image} cannot be booted: {reason}; give an x86-64 ELF image (vmlinux) with a PVH entry point")]
+    #[error(
+        "{image} cannot be booted: {reason}; give a bzImage (vmlinuz) of a 64-bit kernel, or an x86-64 ELF image (vmlinux) with a PVH entry point"
+    )]
     BadKernel {
         /// The file, or "built-in image".
         image: String,

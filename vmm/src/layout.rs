@@ -22,7 +22,7 @@ use crate::devices::virtio::mmio::MMIO_LENGTH;
 pub const MMIO_BASE: u64 = 0xd000_0000;
 /// Interrupt line of the first virtio-mmio device.
 pub const MMIO_FIRST_GSI: u32 = 5;
-/// The ACPI system control interrupt, where PCs have it. No device has this line.
+/// The interrupt of the ACPI event device, where PCs have their system control interrupt. No other device has this line.
 pub const SCI_GSI: u32 = 9;
 /// The IOAPIC's last pin: lines from here on exist only as message-signalled interrupts.
 pub const LAST_PIN: u32 = 23;
@@ -31,6 +31,13 @@ pub const LAST_PIN: u32 = 23;
 pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// Where PCI functions' memory BARs lie.
 pub const PCI_BARS: Range<u64> = 0xe100_0000..0xf000_0000;
+/// Where KVM's IOAPIC is.
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Where KVM's LAPICs are.
+pub const LAPIC: u32 = 0xfee0_0000;
+/// KVM's own pages on VT-x: the identity map of real mode, and its task segment.
+pub const KVM_PAGES: Range<u64> = 0xfffb_c000..0xfffc_0000;
+
 /// The I/O ports of PCI's configuration mechanism 1: address and data.
 pub const PCI_PORTS: Range<u64> = 0xcf8..0xd00;
 

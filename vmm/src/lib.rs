@@ -3,6 +3,7 @@
 //! Lives here: everything that knows KVM. Not here: epochs, networks between hosts, who may run (floors above). Guards S5 (complete
 //! capture: a restored machine cannot be told from the one that was captured) and S7 (what a guest writes ends in an error, not in harm).
 
+mod acpi;
 mod attach;
 mod boot;
 mod config;
@@ -13,12 +14,15 @@ pub mod layout;
 mod machine;
 mod memory;
 mod paused;
+mod power;
 mod raw;
 mod setup;
 pub mod sinks;
 mod vcpu;
 mod vm_state;
 
+pub use acpi::events::PlatformState;
+pub use boot::BootImages;
 pub use config::{Backing, BootConfig, Bus, KernelImage, MachineConfig, MachineEvent, MemoryConfig, NetConfig, Sinks};
 pub use devices::tap::TapWriter;
 pub use error::VmmError;
@@ -28,7 +32,7 @@ pub use memory::{HIGH_MEMORY_START, LOW_MEMORY_END};
 pub use paused::Paused;
 pub use setup::open_kvm;
 pub use sinks::{BlockBackend, ConsoleSink, FrameSink, SinkFull};
-pub use vcpu::VcpuState;
+pub use vcpu::{Ending, VcpuState};
 pub use vm_state::{DeviceState, MACHINE_STATE_VERSION, MachineState, TransportState, VirtioState, VmState};
 
 /// Guest memory: mapped once, with a log that notes every write the VMM itself makes.

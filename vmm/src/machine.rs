@@ -14,9 +14,9 @@ use dirty_tracking::{DirtySet, DirtyTracker as _, Kind, Layout, Merged};
 use kvm_ioctls::VmFd;
 
 use crate::{
-    BootConfig, GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError,
-    attach::{self, Attached},
-    boot,
+    GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError,
+    acpi::events::Platform,
+    attach::Attached,
     devices::{
         lock,
         serial::SerialConsole,
@@ -82,6 +82,11 @@ pub struct Machine {
     pub(crate) devices: Vec<Attached>,
     pub(crate) nets: Vec<Net>,
     pub(crate) serial: Arc<Mutex<SerialConsole>>,
+    pub(crate) platform: Arc<Mutex<Platform>>,
+    /// Whether virtio devices are on a PCI bus.
+    pub(crate) pci: bool,
+    /// The machine's own state before anything ran in it: what a reset goes back to.
+    pub(crate) power_on: Option<Box<MachineState>>,
     pub(crate) worker_handle: WorkerHandle,
     pub(crate) worker: Mutex<Option<DeviceWorker>>,
     pub(crate) control: Mutex<Control>,
@@ -95,26 +100,10 @@ impl Machine {
     /// # Errors
     /// Names what cannot be had and what to do about it.
     pub fn new(config: &MachineConfig, sinks: Sinks) -> Result<Machine, VmmError> {
-        setup::build(config, sinks)
-    }
-
-    /// Loads a kernel and prepares the first vCPU to enter it. For the primary, once, before `start`.
-    ///
-    /// # Errors
-    /// When an image cannot be read or is not one, or the machine is not empty.
-    pub fn boot(&mut self, boot: &BootConfig) -> Result<(), VmmError> {
-        if lock(&self.control).phase != Phase::Empty {
-            return Err(VmmError::WrongState { what: "boot the machine", why: "it holds a guest already" });
-        }
-        let entry = boot::load(boot, &self.memory, self.bytes, &attach::mmio_windows(&self.devices), self.seats.len() as u8)?;
-        self.on_vcpu(0, move |vcpu| {
-            let sregs = vcpu.fd.get_sregs().map_err(VmmError::kvm("KVM_GET_SREGS"))?;
-            let (regs, sregs) = boot::registers(entry, sregs);
-            vcpu.fd.set_sregs(&sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?;
-            vcpu.fd.set_regs(&regs).map_err(VmmError::kvm("KVM_SET_REGS"))
-        })?;
-        lock(&self.control).phase = Phase::Booted;
-        Ok(())
+        let mut machine = setup::build(config, sinks)?;
+        let power_on = machine.pause()?.capture()?;
+        machine.power_on = Some(Box::new(power_on));
+        Ok(machine)
     }
 
     /// Sets a captured state, the guest's clock moved forward by what has passed since. The memory must already be the captured machine's. For the
@@ -136,6 +125,7 @@ impl Machine {
             attached.restore(saved).map_err(failed(attached.name.clone()))?;
         }
         lock(&self.serial).restore(&state.serial).map_err(failed("serial console".into()))?;
+        lock(&self.platform).restore(&state.platform);
         lock(&self.control).phase = Phase::Restored;
         Ok(())
     }
@@ -176,6 +166,9 @@ impl Machine {
                 }
                 state::restore(&vcpu.fd, &kit, &saved, tsc)?;
                 vcpu.state_was_set();
+                if let Some(ending) = saved.ending {
+                    vcpu.end_as(ending);
+                }
                 // Tells the guest's watchdog that it stood still; EINVAL says that the guest has no kvmclock.
                 match vcpu.fd.kvmclock_ctrl() {
                     Err(errno) if errno.errno() != libc::EINVAL => Err(VmmError::kvm("KVM_KVMCLOCK_CTRL")(errno)),
@@ -188,7 +181,11 @@ impl Machine {
     }
 
     /// Runs `call` on a parked vCPU's own thread.
-    fn on_vcpu(&self, index: usize, call: impl FnOnce(&mut Vcpu) -> Result<(), VmmError> + Send + 'static) -> Result<(), VmmError> {
+    pub(crate) fn on_vcpu(
+        &self,
+        index: usize,
+        call: impl FnOnce(&mut Vcpu) -> Result<(), VmmError> + Send + 'static,
+    ) -> Result<(), VmmError> {
         let seat = &self.seats[index..=index];
         seat[0].post(Task::Call(Box::new(move |vcpu| {
             let answer = call(vcpu);

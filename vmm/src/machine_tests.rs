@@ -7,6 +7,7 @@ use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use super::*;
+use crate::boot::entry;
 use crate::{Backing, ConsoleSink, FrameSink, MemoryConfig, SinkFull};
 
 const CODE: u64 = 0x10_0000;
@@ -45,7 +46,7 @@ fn counting() -> Option<Machine> {
     machine
         .on_vcpu(0, |vcpu| {
             let sregs = vcpu.fd.get_sregs().map_err(VmmError::kvm("KVM_GET_SREGS"))?;
-            let (regs, sregs) = boot::registers(boot::Entry { address: CODE }, sregs);
+            let (regs, sregs) = entry::registers(entry::Entry::Pvh { address: CODE }, sregs);
             vcpu.fd.set_sregs(&sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?;
             vcpu.fd.set_regs(&kvm_regs { rflags: 2, ..regs }).map_err(VmmError::kvm("KVM_SET_REGS"))
         })

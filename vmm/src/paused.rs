@@ -59,13 +59,20 @@ impl<'a> Paused<'a> {
         let vm = VmState::capture(&machine.vm, machine.tsc_khz);
         let devices = machine.devices.iter().map(Attached::save).collect();
         let serial = lock(&machine.serial).save();
+        let platform = lock(&machine.platform).save();
         let worked = meanwhile(self);
         // Whatever failed above, the vCPUs' answers are waited for: a task must not be left behind.
         seat::wait_done(&machine.seats, &machine.waiter)?;
         let gone = || Err(VmmError::WrongState { what: "capture the machine", why: "it has been stopped for good" });
         let vcpus = machine.seats.iter().map(|seat| lock(&seat.captured).take().unwrap_or_else(gone));
-        let state = MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, devices, serial };
+        let state =
+            MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, devices, serial, platform };
         Ok((state, worked))
+    }
+
+    /// The machine that is paused.
+    pub(crate) fn machine(&self) -> &'a Machine {
+        self.machine
     }
 
     /// Takes the pages dirtied since the last collect (device writes too) and re-arms the log.

@@ -92,6 +92,14 @@ pub(crate) fn host_tsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// 16 random bytes.
+pub(crate) fn random_id() -> io::Result<[u8; 16]> {
+    let mut id = [0u8; 16];
+    // SAFETY: the kernel writes at most the 16 bytes given; requests of up to 256 bytes are not cut short (getrandom(2)).
+    let got = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
+    if got == id.len() as isize { Ok(id) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Asks for transparent huge pages; the answer does not matter, only speed does.
 pub(crate) fn advise_huge_pages(address: *mut u8, bytes: usize) {
     // SAFETY: advice about a mapping that the caller owns; it changes no contents.

@@ -12,12 +12,14 @@ use std::{
 use crossbeam::channel::{Sender, bounded};
 use dirty_tracking::Layout;
 use kvm_bindings::{
-    KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS,
+    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
-    GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    Bus, GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    acpi::{self, events::Platform},
     attach::{Attached, Slots},
     cpuid,
     devices::{
@@ -27,6 +29,7 @@ use crate::{
         virtio::net::{NetConfig as CardConfig, NetDevice},
         worker::{DeviceWorker, Quiesced},
     },
+    layout::{KVM_PAGES, LAST_PIN},
     machine::{Control, Machine, Net, Phase},
     memory, raw,
     vcpu::{
@@ -36,9 +39,9 @@ use crate::{
     },
 };
 
-/// Three pages for VT-x's real mode, and one for its identity map, just below 4 GiB where no memory lies.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// One page for VT-x's identity map, and three for its real mode, just below 4 GiB where no memory lies.
+const IDENTITY_MAP_ADDRESS: u64 = KVM_PAGES.start;
+const TSS_ADDRESS: usize = KVM_PAGES.start as usize + types::PAGE_SIZE;
 
 /// Events that may wait to be read: each parks its vCPU, so more than this cannot be outstanding.
 const EVENTS_MAX: usize = 2 * MAX_VCPUS as usize;
@@ -113,6 +116,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let nets = add_nets(config, &sinks, &memory, &mut slots)?;
     let devices = slots.finish();
     let serial = add_serial(&vm, &sinks, &mut buses)?;
+    let platform = add_platform(&vm, &mut buses)?;
 
     let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
     let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
@@ -144,6 +148,9 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         devices,
         nets,
         serial,
+        platform,
+        pci: config.bus == Bus::Pci,
+        power_on: None,
         worker_handle: worker.handle(),
         worker: Mutex::new(Some(worker)),
         control: Mutex::new(Control { phase: Phase::Empty, quiesced: Some(quiesced) }),
@@ -157,7 +164,21 @@ fn create_chips(vm: &VmFd) -> Result<(), VmmError> {
     vm.set_tss_address(TSS_ADDRESS).map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(VmmError::kvm("KVM_CREATE_PIT2"))
+    vm.create_pit2(pit).map_err(VmmError::kvm("KVM_CREATE_PIT2"))?;
+    route_lines(vm)
+}
+
+/// Every interrupt line leads to the IOAPIC's pin of its number, and nowhere else. KVM's own table leads the first 16 to the 8259s too, which the guest is
+/// told do not exist and so never sets up: they would inject vectors 0 to 15.
+fn route_lines(vm: &VmFd) -> Result<(), VmmError> {
+    let entry = |pin: u32| {
+        let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+        entry
+    };
+    let entries: Vec<_> = (0..=LAST_PIN).map(entry).collect();
+    let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::Missing("room for the interrupt routes"))?;
+    vm.set_gsi_routing(&routing).map_err(VmmError::kvm("KVM_SET_GSI_ROUTING"))
 }
 
 fn add_memory(vm: &VmFd, layout: &Layout) -> Result<(), VmmError> {
@@ -198,6 +219,15 @@ fn add_serial(vm: &VmFd, sinks: &Sinks, buses: &mut Buses) -> Result<Arc<Mutex<S
     let inserted = buses.ports.insert(SERIAL_PORT, SERIAL_PORTS, Arc::clone(&serial) as _);
     inserted.map_err(|error| VmmError::Device { device: "serial console".into(), reason: error.to_string() })?;
     Ok(serial)
+}
+
+fn add_platform(vm: &VmFd, buses: &mut Buses) -> Result<Arc<Mutex<Platform>>, VmmError> {
+    let platform = Platform::new([0; 16]).map_err(device("ACPI events"))?;
+    vm.register_irqfd(platform.irqfd(), acpi::EVENTS_GSI).map_err(VmmError::kvm("KVM_IRQFD"))?;
+    let platform = Arc::new(Mutex::new(platform));
+    let inserted = buses.ports.insert(u64::from(acpi::PORTS.start), acpi::PORTS.len() as u64, Arc::clone(&platform) as _);
+    inserted.map_err(|error| VmmError::Device { device: "ACPI events".into(), reason: error.to_string() })?;
+    Ok(platform)
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmmError> {

@@ -12,7 +12,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    VmmError,
+    PlatformState, VmmError,
     devices::{serial::SerialConsoleState, virtio::net::NetState},
     raw,
     vcpu::{VcpuState, state::TscPlan},
@@ -37,6 +37,8 @@ pub struct MachineState {
     pub devices: Vec<VirtioState>,
     /// The serial console.
     pub serial: SerialConsoleState,
+    /// Events that the guest has not seen, and its identity.
+    pub platform: PlatformState,
 }
 
 /// A virtio device and the way it meets the guest.

@@ -5,39 +5,10 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use dirty_tracking::Choice;
-use support::{Remember, config, kvm_is_there, machine, sinks};
+use support::{LOAD, Remember, config, image, kvm_is_there, machine, sinks};
 use vmm::{BootConfig, KernelImage, Machine, MachineEvent, VmmError};
 
 const MEMORY: u64 = 64 << 20;
-const LOAD: u32 = 0x10_0000;
-
-/// An x86-64 ELF image with one segment (`code`, entered by PVH at its start) and, if wanted, the note that says so.
-fn image(code: &[u8], note: bool) -> Vec<u8> {
-    let mut note_bytes = Vec::new();
-    for word in [4u32, 4, 18] {
-        note_bytes.extend(word.to_le_bytes());
-    }
-    note_bytes.extend(b"Xen\0");
-    note_bytes.extend(LOAD.to_le_bytes());
-    let code_at = 64 + 2 * 56;
-    let note_at = code_at + code.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    file.extend([2u16, 62].iter().flat_map(|half| half.to_le_bytes()));
-    file.extend(1u32.to_le_bytes());
-    file.extend([u64::from(LOAD), 64, 0].iter().flat_map(|word| word.to_le_bytes()));
-    file.extend(0u32.to_le_bytes());
-    file.extend([64u16, 56, 1 + u16::from(note), 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    let mut header = |kind: u32, offset: u64, address: u64, size: u64| {
-        file.extend([kind, 7].iter().flat_map(|word| word.to_le_bytes()));
-        file.extend([offset, address, address, size, size, 4].iter().flat_map(|word| word.to_le_bytes()));
-    };
-    header(1, code_at, u64::from(LOAD), code.len() as u64);
-    header(4, note_at, 0, note_bytes.len() as u64);
-    file.extend(code);
-    file.extend(note_bytes);
-    file
-}
 
 fn boot_config(image: Vec<u8>) -> BootConfig {
     BootConfig { kernel: KernelImage::Bytes(image.leak()), initramfs: None, cmdline: "hello".into() }
@@ -74,7 +45,7 @@ fn a_pvh_image_is_entered_with_its_start_info_and_talks_to_the_console() {
 }
 
 #[test]
-fn a_guest_that_faults_three_times_is_shut_down() {
+fn a_guest_that_faults_three_times_asks_for_a_reset() {
     if !kvm_is_there() {
         return;
     }
@@ -86,7 +57,7 @@ fn a_guest_that_faults_three_times_is_shut_down() {
     machine.boot(&boot_config(image(&code, true))).unwrap();
     machine.start().unwrap();
     let event = machine.events().recv_timeout(Duration::from_secs(20)).expect("an event");
-    assert!(matches!(event, MachineEvent::Shutdown | MachineEvent::InternalError { .. }), "{event:?}");
+    assert!(matches!(event, MachineEvent::Reset | MachineEvent::InternalError { .. }), "{event:?}");
 }
 
 fn refusal(boot: &BootConfig) -> String {
@@ -106,7 +77,7 @@ fn files_that_are_no_kernel_are_refused() {
     for (file, reason) in [
         (good[..good.len() - 30].to_vec(), "truncated"),
         (good[..40].to_vec(), "truncated"),
-        (b"#!/bin/sh\n".to_vec(), "not an ELF"),
+        (b"#!/bin/sh\n".to_vec(), "neither an ELF file nor a bzImage"),
         (other_machine, "another machine"),
         (outside, "outside"),
         (image(&talk_then_reset(), false), "PVH"),

@@ -11,14 +11,16 @@
 //!
 //! | state | vCPU threads | device worker | epoch thread |
 //! |---|---|---|---|
-//! | built | - | parked | `restore` (at most once), then `activate` |
+//! | built | - | parked | `restore`, then `activate` |
 //! | running | [`BusDevice::read`]/[`BusDevice::write`] through an [`AddressSpace`] | batches: rings, TAP, sinks, interrupts | [`worker::WorkerHandle::quiesce`] |
 //! | quiesced | - | parked: touches neither rings, TAP, sink nor irqfd | `save`; memory and bitmap may be read |
 //!
 //! 1. **Stop vCPUs first, then quiesce, then read KVM state.** A batch that is just ending may raise an interrupt. Quiescing waits for
 //!    one frame at most: a batch looks at the request after each frame.
 //! 2. **Save only when quiesced.** Then rings in guest memory, the bitmap, and the saved indices agree with each other.
-//! 3. **Restore before the first start**, into a device built from the same configuration; a state that does not fit is refused.
+//! 3. **Restore before the first start**, into a device built from the same configuration; a state that does not fit is refused. A machine's
+//!    reset restores, while it is quiesced, the state that the device had when it was built, after the driver's own reset of it; answers to what it had
+//!    under way may still come afterwards and must be ignored.
 //! 4. **A queue kick is an eventfd, and eventfds are not state**; nor is an interrupt that sits in an irqfd's work queue in the host
 //!    kernel while the interrupt chip is being read. So `activate`, called after the interrupt chip is restored and before the first
 //!    `KVM_RUN`, signals every queue and raises every interrupt. Drivers tolerate the spurious ones.
@@ -47,7 +49,7 @@ use worker::WorkerDevice;
 pub trait MachineDevice: VirtioDevice + WorkerDevice {
     /// The device's state. Only when quiesced.
     fn save_state(&self) -> DeviceState;
-    /// Puts a saved state into this device, whose guest memory is restored already. Before the first start.
+    /// Puts a saved state into this device, whose guest memory is restored already. Before the first start, or (the state it was built with) in a reset.
     ///
     /// # Errors
     /// [`DeviceError::StateVersion`] or [`DeviceError::StateMismatch`]; the device is then not to be started.

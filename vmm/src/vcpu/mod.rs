@@ -7,4 +7,4 @@ pub(crate) mod seat;
 pub(crate) mod state;
 pub(crate) mod thread;
 
-pub use state::VcpuState;
+pub use state::{Ending, VcpuState};

@@ -9,13 +9,16 @@
 use std::{
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use super::{state::VcpuState, thread::Vcpu};
+use super::{
+    state::{Ending, VcpuState},
+    thread::Vcpu,
+};
 use crate::{VmmError, raw};
 
 /// How long a vCPU may take to stop or answer. Stopping takes 25 us; a second says that the host no longer schedules us.
@@ -33,6 +36,10 @@ pub(crate) const ORDER_QUIT: u32 = 2;
 pub(crate) const STATE_PARKED: u32 = 0;
 pub(crate) const STATE_RUNNING: u32 = 1;
 pub(crate) const STATE_GONE: u32 = 2;
+
+/// Values of [`Seat::ended`] besides those of [`Ending`].
+const END_NOT: u8 = 0;
+const END_FAILED: u8 = u8::MAX;
 
 /// A piece of work that is not on the hot path.
 pub(crate) type Call = Box<dyn FnOnce(&mut Vcpu) -> Result<(), VmmError> + Send>;
@@ -92,8 +99,8 @@ pub(crate) struct Seat {
     pub answered: Mutex<Option<Result<(), VmmError>>>,
     /// Parked because its dirty ring is full, until the set has been collected.
     pub ring_full: AtomicBool,
-    /// Shut down, reset or failed: does not run again.
-    pub ended: AtomicBool,
+    /// Shut down, reset or failed: does not run again, unless the machine is reset. One of the `END_` values or an [`Ending`].
+    ended: AtomicU8,
     pub tid: AtomicI32,
     pub thread: OnceLock<Thread>,
     pub page: raw::RunPage,
@@ -112,12 +119,32 @@ impl Seat {
             captured: Mutex::new(None),
             answered: Mutex::new(None),
             ring_full: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            ended: AtomicU8::new(END_NOT),
             tid: AtomicI32::new(0),
             thread: OnceLock::new(),
             page,
             waiter,
         }
+    }
+
+    /// The vCPU does not run again: its guest ended the machine's run, or (none) it failed.
+    pub(crate) fn end(&self, ending: Option<Ending>) {
+        self.ended.store(ending.map_or(END_FAILED, |ending| ending as u8), Ordering::SeqCst);
+    }
+
+    /// The vCPU has been reset: it may run again.
+    pub(crate) fn end_was_undone(&self) {
+        self.ended.store(END_NOT, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst) != END_NOT
+    }
+
+    /// How the guest ended the machine's run on this vCPU, if it did.
+    pub(crate) fn ending(&self) -> Option<Ending> {
+        let ended = self.ended.load(Ordering::SeqCst);
+        [Ending::Shutdown, Ending::Reset].into_iter().find(|ending| *ending as u8 == ended)
     }
 
     fn wake(&self) {

@@ -54,6 +54,19 @@ pub struct VcpuState {
     pub events: kvm_vcpu_events,
     /// What the vCPU's TSC adds to its host's, where KVM can tell.
     pub tsc_offset: Option<u64>,
+    /// Set when the vCPU stands still because its guest asked for the end of the machine's run, and nobody has acted on it yet: the order must not be
+    /// lost with the host.
+    pub ending: Option<Ending>,
+}
+
+/// How a guest ends its machine's run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Ending {
+    /// It powered off.
+    Shutdown = 1,
+    /// It asked for a reset.
+    Reset = 2,
 }
 
 /// What capture and restore need to know of the host's KVM; the same for all vCPUs, found out once.
@@ -168,7 +181,7 @@ impl Capturer {
             Some(events) => events,
             None => vcpu.get_vcpu_events().map_err(VmmError::kvm("KVM_GET_VCPU_EVENTS"))?,
         };
-        Ok(VcpuState { mp_state, regs, sregs, pdptrs, xsave, xcrs, debug_regs, lapic, msrs, events, tsc_offset })
+        Ok(VcpuState { mp_state, regs, sregs, pdptrs, xsave, xcrs, debug_regs, lapic, msrs, events, tsc_offset, ending: None })
     }
 
     fn read_msrs(&mut self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, VmmError> {
@@ -223,8 +236,44 @@ pub(crate) struct TscPlan {
     pub elapsed_cycles: u64,
 }
 
+/// How a vCPU's time stamp counter is set.
+enum SetTsc {
+    /// By its offset.
+    Offset(u64),
+    /// By its MSR, so many cycles on from what was captured: where KVM does not tell offsets.
+    Moved(u64),
+    /// Not at all: it counts on.
+    Keep,
+}
+
 /// Sets the complete state into a vCPU that never ran and has its CPUID.
 pub(crate) fn restore(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: TscPlan) -> Result<(), VmmError> {
+    let set = match state.tsc_offset.filter(|_| kit.tsc_offset) {
+        Some(offset) => SetTsc::Offset(offset.wrapping_add(tsc.offset_delta)),
+        None => SetTsc::Moved(tsc.elapsed_cycles),
+    };
+    set_all(vcpu, kit, state, set)
+}
+
+/// Sets the state of power-on into a vCPU that has run. Its time stamp counter goes on as if the guest had never adjusted it.
+pub(crate) fn reset(vcpu: &VcpuFd, kit: &StateKit, power_on: &VcpuState) -> Result<(), VmmError> {
+    // Looking takes an INIT or SIPI that is on its way; what follows undoes it.
+    vcpu.get_mp_state().map_err(VmmError::kvm("KVM_GET_MP_STATE"))?;
+    let set = if kit.tsc_offset {
+        let offset = raw::get_tsc_offset(vcpu).map_err(VmmError::io("reading the TSC offset"))?;
+        let mut adjust = msrs(&[kvm_msr_entry { index: MSR_IA32_TSC_ADJUST, ..Default::default() }])?;
+        let adjusted = match vcpu.get_msrs(&mut adjust) {
+            Ok(1) => adjust.as_slice()[0].data,
+            _ => 0,
+        };
+        SetTsc::Offset(offset.wrapping_sub(adjusted))
+    } else {
+        SetTsc::Keep
+    };
+    set_all(vcpu, kit, power_on, set)
+}
+
+fn set_all(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: SetTsc) -> Result<(), VmmError> {
     match state.pdptrs.filter(|_| kit.sregs2) {
         Some(pdptrs) => raw::set_sregs2(vcpu, &with_pdptrs(&state.sregs, pdptrs)).map_err(VmmError::io("KVM_SET_SREGS2"))?,
         None => vcpu.set_sregs(&state.sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?,
@@ -236,27 +285,29 @@ pub(crate) fn restore(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: Tsc
     raw::set_xsave(vcpu, kit.xsave_size, &xsave).map_err(VmmError::io("KVM_SET_XSAVE"))?;
     vcpu.set_debug_regs(&state.debug_regs).map_err(VmmError::kvm("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&state.lapic).map_err(VmmError::kvm("KVM_SET_LAPIC"))?;
-    let offset = state.tsc_offset.filter(|_| kit.tsc_offset);
-    if let Some(offset) = offset {
-        raw::set_tsc_offset(vcpu, offset.wrapping_add(tsc.offset_delta)).map_err(VmmError::io("setting the TSC offset"))?;
+    if let SetTsc::Offset(offset) = tsc {
+        raw::set_tsc_offset(vcpu, offset).map_err(VmmError::io("setting the TSC offset"))?;
     }
-    set_msrs(vcpu, state, offset.is_some(), tsc)?;
+    set_msrs(vcpu, state, &tsc)?;
     vcpu.set_mp_state(state.mp_state).map_err(VmmError::kvm("KVM_SET_MP_STATE"))?;
     vcpu.set_vcpu_events(&state.events).map_err(VmmError::kvm("KVM_SET_VCPU_EVENTS"))?;
     Ok(())
 }
 
-fn set_msrs(vcpu: &VcpuFd, state: &VcpuState, offset_is_set: bool, tsc: TscPlan) -> Result<(), VmmError> {
+fn set_msrs(vcpu: &VcpuFd, state: &VcpuState, tsc: &SetTsc) -> Result<(), VmmError> {
     let lvtt = lapic_register(&state.lapic, LAPIC_LVTT);
     let deadline_timer = lvtt & LVTT_MODE == LVTT_TSC_DEADLINE && lvtt & LVTT_MASKED == 0;
     let tsc_then = state.msrs.iter().find(|(index, _)| *index == MSR_IA32_TSC).map_or(1, |(_, value)| *value);
     let entries: Vec<kvm_msr_entry> = state
         .msrs
         .iter()
-        .filter(|(index, _)| !(*index == MSR_IA32_TSC && offset_is_set))
+        .filter(|(index, _)| *index != MSR_IA32_TSC || matches!(tsc, SetTsc::Moved(_)))
         .map(|(index, value)| {
             let data = match *index {
-                MSR_IA32_TSC => value.wrapping_add(tsc.elapsed_cycles),
+                MSR_IA32_TSC => match tsc {
+                    SetTsc::Moved(cycles) => value.wrapping_add(*cycles),
+                    SetTsc::Offset(_) | SetTsc::Keep => *value,
+                },
                 // It reads 0 once the timer has expired, even when its interrupt has not been delivered yet; a timer that was not armed
                 // gives one spurious tick, which is harmless.
                 MSR_IA32_TSC_DEADLINE if *value == 0 && deadline_timer => tsc_then,

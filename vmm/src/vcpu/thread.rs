@@ -16,9 +16,9 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use super::{
     seat::{ORDER_QUIT, ORDER_RUN, SPIN, STATE_GONE, STATE_PARKED, STATE_RUNNING, Seat, Task},
-    state::{Capturer, StateKit},
+    state::{Capturer, Ending, StateKit, VcpuState},
 };
-use crate::{MachineEvent, VmmError, devices::AddressSpace, raw};
+use crate::{MachineEvent, VmmError, acpi, devices::AddressSpace, raw};
 
 /// The keyboard controller's command port, and the command that pulses the CPU's reset line: how a PC without ACPI restarts.
 const I8042_COMMAND: u16 = 0x64;
@@ -101,7 +101,7 @@ impl Vcpu {
     }
 
     fn may_run(&self) -> bool {
-        !self.seat.ended.load(Ordering::SeqCst) && !self.seat.ring_full.load(Ordering::SeqCst)
+        !self.seat.has_ended() && !self.seat.ring_full.load(Ordering::SeqCst)
     }
 
     /// Looks for [`SPIN`], then sleeps: after a stop the next order (capture) comes within a few microseconds.
@@ -121,7 +121,8 @@ impl Vcpu {
         let task = self.seat.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         match task {
             Some(Task::Capture) => {
-                let state = self.capturer.capture(&mut self.fd, self.synced);
+                let ending = self.seat.ending();
+                let state = self.capturer.capture(&mut self.fd, self.synced).map(|state| VcpuState { ending, ..state });
                 *self.seat.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
             }
             Some(Task::Call(call)) => {
@@ -176,8 +177,7 @@ impl Vcpu {
                 continue;
             }
             if let Some(event) = ending.take() {
-                self.seat.ended.store(true, Ordering::SeqCst);
-                self.tell(event);
+                self.end(event);
                 return;
             }
             if self.seat.order.load(Ordering::SeqCst) != ORDER_RUN {
@@ -192,6 +192,24 @@ impl Vcpu {
                 }
             }
         }
+    }
+
+    /// Stands still and says why.
+    fn end(&self, event: MachineEvent) {
+        self.seat.end(match event {
+            MachineEvent::Shutdown => Some(Ending::Shutdown),
+            MachineEvent::Reset => Some(Ending::Reset),
+            _ => None,
+        });
+        self.tell(event);
+    }
+
+    /// The state that was set is that of a vCPU whose guest had ended the machine's run: stands still as it did, and says so here too.
+    pub(crate) fn end_as(&self, ending: Ending) {
+        self.end(match ending {
+            Ending::Shutdown => MachineEvent::Shutdown,
+            Ending::Reset => MachineEvent::Reset,
+        });
     }
 
     /// Adds where the guest was, for whoever has to find out why.
@@ -228,6 +246,7 @@ fn answer(exit: VcpuExit<'_>, buses: &Buses, vcpu: u8) -> After {
         }
         VcpuExit::IoOut(I8042_COMMAND, data) if data.contains(&I8042_RESET) => After::End(MachineEvent::Reset),
         VcpuExit::IoOut(POWER_PORT, &[low, high]) if u16::from_le_bytes([low, high]) & POWER_OFF != 0 => After::End(MachineEvent::Shutdown),
+        VcpuExit::IoOut(port, data) if acpi::ending(port, data).is_some() => acpi::ending(port, data).map_or(After::Access, After::End),
         VcpuExit::IoOut(port, data) => {
             buses.ports.write(u64::from(port), data);
             After::Access
@@ -240,7 +259,8 @@ fn answer(exit: VcpuExit<'_>, buses: &Buses, vcpu: u8) -> After {
             buses.memory.write(address, data);
             After::Access
         }
-        VcpuExit::Shutdown => After::End(MachineEvent::Shutdown),
+        // A triple fault: on a PC it pulses the reset line.
+        VcpuExit::Shutdown => After::End(MachineEvent::Reset),
         VcpuExit::SystemEvent(kind, _) if kind == kvm_bindings::KVM_SYSTEM_EVENT_RESET => After::End(MachineEvent::Reset),
         VcpuExit::SystemEvent(kind, _) if kind == kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => After::End(MachineEvent::Shutdown),
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr | VcpuExit::IoapicEoi(_) => After::Continue,

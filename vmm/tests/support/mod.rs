@@ -181,3 +181,34 @@ pub fn wait_past(machine: &Machine, address: u64, value: u64) {
         std::thread::yield_now();
     }
 }
+
+/// Where [`image`] is loaded and entered.
+pub const LOAD: u32 = 0x10_0000;
+
+/// An x86-64 ELF image with one segment (`code`, entered by PVH at its start) and, if wanted, the note that says so.
+pub fn image(code: &[u8], note: bool) -> Vec<u8> {
+    let mut note_bytes = Vec::new();
+    for word in [4u32, 4, 18] {
+        note_bytes.extend(word.to_le_bytes());
+    }
+    note_bytes.extend(b"Xen\0");
+    note_bytes.extend(LOAD.to_le_bytes());
+    let code_at = 64 + 2 * 56;
+    let note_at = code_at + code.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2u16, 62].iter().flat_map(|half| half.to_le_bytes()));
+    file.extend(1u32.to_le_bytes());
+    file.extend([u64::from(LOAD), 64, 0].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend(0u32.to_le_bytes());
+    file.extend([64u16, 56, 1 + u16::from(note), 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    let mut header = |kind: u32, offset: u64, address: u64, size: u64| {
+        file.extend([kind, 7].iter().flat_map(|word| word.to_le_bytes()));
+        file.extend([offset, address, address, size, size, 4].iter().flat_map(|word| word.to_le_bytes()));
+    };
+    header(1, code_at, u64::from(LOAD), code.len() as u64);
+    header(4, note_at, 0, note_bytes.len() as u64);
+    file.extend(code);
+    file.extend(note_bytes);
+    file
+}
