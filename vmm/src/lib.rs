@@ -10,6 +10,7 @@ mod config;
 mod cpuid;
 pub mod devices;
 mod error;
+mod interrupts;
 pub mod layout;
 mod machine;
 mod memory;

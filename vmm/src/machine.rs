@@ -19,6 +19,7 @@ use crate::{
     attach::Attached,
     devices::{
         lock,
+        pci::PciRoot,
         serial::SerialConsole,
         tap::TapWriter,
         virtio::net::{NetDevice, NetMetrics},
@@ -80,11 +81,11 @@ pub struct Machine {
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(crate) tracker: Mutex<Merged>,
     pub(crate) devices: Vec<Attached>,
+    /// The PCI bus, if that is what virtio devices are on.
+    pub(crate) pci: Option<Arc<PciRoot>>,
     pub(crate) nets: Vec<Net>,
     pub(crate) serial: Arc<Mutex<SerialConsole>>,
     pub(crate) platform: Arc<Mutex<Platform>>,
-    /// Whether virtio devices are on a PCI bus.
-    pub(crate) pci: bool,
     /// The machine's own state before anything ran in it: what a reset goes back to.
     pub(crate) power_on: Option<Box<MachineState>>,
     pub(crate) worker_handle: WorkerHandle,
@@ -121,6 +122,9 @@ impl Machine {
         self.restore_vcpus(state, tsc)?;
         state.vm.restore_chips(&self.vm)?;
         let failed = |device: String| move |error: crate::devices::DeviceError| VmmError::Device { device, reason: error.to_string() };
+        if let (Some(root), Some(saved)) = (&self.pci, &state.pci) {
+            root.restore(saved).map_err(failed("PCI bus".into()))?;
+        }
         for (attached, saved) in self.devices.iter().zip(&state.devices) {
             attached.restore(saved).map_err(failed(attached.name.clone()))?;
         }
@@ -146,6 +150,9 @@ impl Machine {
                 self.seats.len(),
                 self.devices.len()
             ));
+        }
+        if state.pci.is_some() != self.pci.is_some() {
+            return refuse("one has a PCI bus and the other has none; both hosts must run the same machine configuration".into());
         }
         Ok(())
     }

@@ -58,6 +58,7 @@ impl<'a> Paused<'a> {
         }
         let vm = VmState::capture(&machine.vm, machine.tsc_khz);
         let devices = machine.devices.iter().map(Attached::save).collect();
+        let pci = machine.pci.as_ref().map(|root| root.save());
         let serial = lock(&machine.serial).save();
         let platform = lock(&machine.platform).save();
         let worked = meanwhile(self);
@@ -65,8 +66,15 @@ impl<'a> Paused<'a> {
         seat::wait_done(&machine.seats, &machine.waiter)?;
         let gone = || Err(VmmError::WrongState { what: "capture the machine", why: "it has been stopped for good" });
         let vcpus = machine.seats.iter().map(|seat| lock(&seat.captured).take().unwrap_or_else(gone));
-        let state =
-            MachineState { version: MACHINE_STATE_VERSION, vcpus: vcpus.collect::<Result<_, _>>()?, vm: vm?, devices, serial, platform };
+        let state = MachineState {
+            version: MACHINE_STATE_VERSION,
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            vm: vm?,
+            devices,
+            pci,
+            serial,
+            platform,
+        };
         Ok((state, worked))
     }
 

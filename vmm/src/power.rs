@@ -61,7 +61,7 @@ impl Machine {
         Hardware {
             vcpus: self.seats.len() as u8,
             mmio: attach::mmio_windows(&self.devices),
-            pci: self.pci,
+            pci: self.pci.is_some(),
             generation_id: lock(&self.platform).generation_id(),
         }
     }
@@ -111,6 +111,9 @@ impl Paused<'_> {
             machine.on_vcpu(index, move |vcpu| state::reset(&vcpu.fd, &kit, &saved))?;
         }
         power_on.vm.restore_chips(&machine.vm)?;
+        if let (Some(root), Some(saved)) = (&machine.pci, &power_on.pci) {
+            root.restore(saved).map_err(failed("PCI bus"))?;
+        }
         for (attached, saved) in machine.devices.iter().zip(&power_on.devices) {
             attached.reset(saved).map_err(failed(&attached.name))?;
         }

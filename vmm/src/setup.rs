@@ -18,7 +18,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::{
-    Bus, GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
     acpi::{self, events::Platform},
     attach::{Attached, Slots},
     cpuid,
@@ -112,9 +112,9 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     add_memory(&vm, &layout)?;
 
     let mut buses = Buses::default();
-    let mut slots = Slots::new(config.bus, &vm, &mut buses)?;
+    let mut slots = Slots::new(config.bus, &vm, &mut buses);
     let nets = add_nets(config, &sinks, &memory, &mut slots)?;
-    let devices = slots.finish();
+    let (devices, pci) = slots.finish()?;
     let serial = add_serial(&vm, &sinks, &mut buses)?;
     let platform = add_platform(&vm, &mut buses)?;
 
@@ -146,10 +146,10 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         threads: Mutex::new(threads),
         tracker: Mutex::new(tracker),
         devices,
+        pci,
         nets,
         serial,
         platform,
-        pci: config.bus == Bus::Pci,
         power_on: None,
         worker_handle: worker.handle(),
         worker: Mutex::new(Some(worker)),

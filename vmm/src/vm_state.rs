@@ -13,7 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     PlatformState, VmmError,
-    devices::{serial::SerialConsoleState, virtio::net::NetState},
+    devices::{
+        pci::PciRootState,
+        serial::SerialConsoleState,
+        virtio::{PciState, net::NetState},
+    },
     raw,
     vcpu::{VcpuState, state::TscPlan},
 };
@@ -35,6 +39,8 @@ pub struct MachineState {
     pub vm: VmState,
     /// Virtio devices, in the machine's order.
     pub devices: Vec<VirtioState>,
+    /// The PCI bus, where the devices are on one.
+    pub pci: Option<PciRootState>,
     /// The serial console.
     pub serial: SerialConsoleState,
     /// Events that the guest has not seen, and its identity.
@@ -62,6 +68,8 @@ pub enum DeviceState {
 pub enum TransportState {
     /// virtio-mmio: all of it is in the device's core.
     Mmio,
+    /// virtio-pci: configuration space and MSI-X.
+    Pci(PciState),
 }
 
 /// State of the VM outside its vCPUs.

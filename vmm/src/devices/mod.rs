@@ -32,6 +32,7 @@
 
 pub mod bus;
 mod gate;
+pub mod pci;
 pub mod serial;
 pub mod tap;
 pub mod virtio;

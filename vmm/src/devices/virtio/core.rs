@@ -119,6 +119,11 @@ impl VirtioCore {
         feature_word(self.offered, self.device_features_page)
     }
 
+    /// 32 bits of the features that the driver has accepted, chosen by its selector.
+    pub(crate) fn driver_features_word(&self) -> u32 {
+        feature_word(self.driver_features, self.driver_features_page)
+    }
+
     pub(crate) fn set_driver_features_word(&mut self, word: u32) {
         if self.status & STATUS_FEATURES_OK != 0 {
             return self.protocol_error("features written after FEATURES_OK");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, QUEUE_SIZE_MAX, VirtioDevice};
+use super::{Interrupt, QUEUE_SIZE_MAX, VirtioDevice, set_high, set_low};
 use crate::devices::{BusDevice, DeviceError, lock};
 
 /// Bytes of guest address space that one device takes.
@@ -149,14 +149,6 @@ impl MmioTransport {
             _ => core.protocol_error("a register written that does not exist or cannot be written"),
         }
     }
-}
-
-fn set_low(address: &mut u64, low: u32) {
-    *address = (*address & !0xffff_ffff) | u64::from(low);
-}
-
-fn set_high(address: &mut u64, high: u32) {
-    *address = (*address & 0xffff_ffff) | (u64::from(high) << 32);
 }
 
 impl BusDevice for MmioTransport {

@@ -1,17 +1,19 @@
 //! Virtio: what all virtio devices share.
 //!
-//! Lives here: the device trait, the driver-visible core (status, features, queues), the interrupt, the queue, the mmio transport and,
-//! each in a folder of its own, the devices. Not here: KVM; ioeventfds and irqfds are plain eventfds until the machine registers them.
+//! Lives here: the device trait, the driver-visible core (status, features, queues), the interrupt, the queue, the two transports
+//! ([`mmio`], [`pci`]) and, each in a folder of its own, the devices. Not here: KVM; ioeventfds and irqfds are plain eventfds until the machine registers them.
 
 mod core;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub(crate) mod queue;
 
 pub use self::core::{SavedCore, VirtioCore};
 pub use interrupt::Interrupt;
 pub use mmio::MmioTransport;
+pub use pci::{PciState, VirtioPci};
 pub use queue::{QUEUE_SIZE_MAX, RingError, SavedQueue};
 
 /// Feature bit: the device follows virtio 1.0 or later.
@@ -44,4 +46,14 @@ pub trait VirtioDevice: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver has reset the device: forget what was agreed with the driver before. The core is reset already.
     fn on_reset(&mut self);
+}
+
+/// Sets the lower half of an address that a driver writes in two.
+fn set_low(address: &mut u64, low: u32) {
+    *address = (*address & !0xffff_ffff) | u64::from(low);
+}
+
+/// Sets the upper half of an address that a driver writes in two.
+fn set_high(address: &mut u64, high: u32) {
+    *address = (*address & 0xffff_ffff) | (u64::from(high) << 32);
 }

@@ -1,6 +1,7 @@
 //! A small guest for tests: memory in two regions, a driver that programs the card through its registers, a TAP made of a socket pair,
 //! and a sink that can be full. No KVM.
 
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -81,13 +82,32 @@ impl Rings {
     }
 }
 
-pub(crate) struct TestGuest {
+/// A card and its guest's rings, behind whatever transport.
+pub(crate) struct Card {
     pub(crate) memory: GuestMemory,
     pub(crate) device: Arc<Mutex<NetDevice>>,
-    pub(crate) transport: MmioTransport,
     pub(crate) sink: Arc<TestSink>,
     pub(crate) wire: UnixDatagram,
     pub(crate) rings: [Rings; 2],
+}
+
+/// A card on the mmio transport.
+pub(crate) struct TestGuest {
+    card: Card,
+    pub(crate) transport: MmioTransport,
+}
+
+impl Deref for TestGuest {
+    type Target = Card;
+    fn deref(&self) -> &Card {
+        &self.card
+    }
+}
+
+impl DerefMut for TestGuest {
+    fn deref_mut(&mut self) -> &mut Card {
+        &mut self.card
+    }
 }
 
 pub(crate) fn memory() -> GuestMemory {
@@ -102,26 +122,20 @@ impl TestGuest {
 
     /// A card at reset over memory that has a history.
     pub(crate) fn with_memory(memory: GuestMemory) -> TestGuest {
-        let (tap, wire) = UnixDatagram::pair().unwrap();
-        tap.set_nonblocking(true).unwrap();
-        wire.set_nonblocking(true).unwrap();
-        TestGuest::build(memory, Box::new(Tap::from_fd("test", OwnedFd::from(tap)).unwrap()), wire)
+        TestGuest::build(Card::new(memory))
     }
 
     /// A card with a running driver and a source of its own.
     pub(crate) fn with_source(source: Box<dyn FrameSource>) -> TestGuest {
         let (_, wire) = UnixDatagram::pair().unwrap();
-        let mut guest = TestGuest::build(memory(), source, wire);
+        let mut guest = TestGuest::build(Card::build(memory(), source, wire));
         guest.start(BOTH);
         guest
     }
 
-    fn build(memory: GuestMemory, source: Box<dyn FrameSource>, wire: UnixDatagram) -> TestGuest {
-        let sink = Arc::new(TestSink { frames: Mutex::default(), arrived: Condvar::new(), capacity: AtomicUsize::new(usize::MAX) });
-        let device = NetDevice::new(NetConfig { port: 3, mac: MAC }, memory.clone(), sink.clone(), source).unwrap();
-        let device = Arc::new(Mutex::new(device));
-        let transport = MmioTransport::new(device.clone()).unwrap();
-        TestGuest { memory, device, transport, sink, wire, rings: [Rings::standard(RX), Rings::standard(TX)] }
+    fn build(card: Card) -> TestGuest {
+        let transport = MmioTransport::new(card.device.clone()).unwrap();
+        TestGuest { card, transport }
     }
 
     /// A card with a running driver.
@@ -183,6 +197,23 @@ impl TestGuest {
         }
         self.transport.irqfd().read().is_ok()
     }
+}
+
+impl Card {
+    /// A card at reset over memory that may have a history.
+    pub(crate) fn new(memory: GuestMemory) -> Card {
+        let (tap, wire) = UnixDatagram::pair().unwrap();
+        tap.set_nonblocking(true).unwrap();
+        wire.set_nonblocking(true).unwrap();
+        Card::build(memory, Box::new(Tap::from_fd("test", OwnedFd::from(tap)).unwrap()), wire)
+    }
+
+    fn build(memory: GuestMemory, source: Box<dyn FrameSource>, wire: UnixDatagram) -> Card {
+        let sink = Arc::new(TestSink { frames: Mutex::default(), arrived: Condvar::new(), capacity: AtomicUsize::new(usize::MAX) });
+        let device = NetDevice::new(NetConfig { port: 3, mac: MAC }, memory.clone(), sink.clone(), source).unwrap();
+        let device = Arc::new(Mutex::new(device));
+        Card { memory, device, sink, wire, rings: [Rings::standard(RX), Rings::standard(TX)] }
+    }
 
     pub(crate) fn set_descriptor(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
         let at = GuestAddress(self.rings[queue].descriptors + 16 * u64::from(index));
@@ -243,13 +274,13 @@ impl TestGuest {
 
     /// Offers an empty buffer, descriptor `index`.
     pub(crate) fn offer_buffer(&self, index: u16, length: u32) {
-        self.set_descriptor(RX, index, TestGuest::rx_buffer(index), length, WRITE, 0);
+        self.set_descriptor(RX, index, Card::rx_buffer(index), length, WRITE, 0);
         self.make_available(RX, index);
     }
 
     pub(crate) fn received(&self, index: u16, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(TestGuest::rx_buffer(index))).unwrap();
+        self.memory.read_slice(&mut bytes, GuestAddress(Card::rx_buffer(index))).unwrap();
         bytes
     }
 
