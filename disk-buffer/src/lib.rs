@@ -1,0 +1,35 @@
+//! The disks of a protected guest: image files and block devices, each host's copy of them, and what is known about the difference between the copies.
+//!
+//! Lives here: opening an image ([`image`]), reading and writing it in order ([`engine`]), what may differ from the other copy ([`changes`]), what has to be copied when a standby joins
+//! ([`plan()`]), recording writes for their epoch, copying while the guest runs, applying what is committed, and the [`Disk`] that ties these together for one virtual disk. Not here: the guest's
+//! ring (`vmm`), the wire (`checkpoint`), who decides that something is committed (`primary`, `replica`), who may run (`failover`). Knows no KVM.
+//!
+//! Guards S1 (a write reaches nobody else's eyes before its epoch's commit), S2 (the standby's copy holds whole epochs when a guest starts from it), S4 (below) and S5 (a request owns its data; nothing
+//! here touches guest memory).
+//!
+//! # What is promised in mirror mode
+//!
+//! *A flush is answered when everything the guest had submitted before it is on the primary's medium* (fdatasync). While protected, whatever the guest says about it leaves only when the standby holds the
+//! epoch, with all its writes.
+//!
+//! | what fails | what the guest finds |
+//! |---|---|
+//! | one host, at any moment | everything of every committed epoch, hence every write that anybody was told of; requests in flight are executed once more |
+//! | both hosts lose power | on the primary's disk every flushed write. The standby's copy may be up to [`disk::SETTLE_PERIOD`] behind and is refused as a start (`Following`): start the primary's host |
+//! | the standby's host loses power after it took over | every write flushed since, and after at most one settling (it begins at the activation) every write before as well; a copy that had not settled is refused as a start |
+//! | the primary's disk, while protected | nothing: the request stays in flight, the primary gives up its role, the standby executes it on its own disk |
+//! | the primary's disk, unprotected | an input/output error, as from a real disk. A flush that failed once fails for good: what was lost is not known (Linux drops the pages) |
+//! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected |
+//! | the change log's medium | as the disk itself: without the log a write must not be made |
+//!
+//! A returning host's uncommitted writes are in regions that its own log marked before they were made; the resync overwrites them before its copy counts as consistent. A copy half overwritten says so
+//! durably before its first byte changes, and no guest starts from it.
+//!
+//! # The order of calls
+//!
+//! Primary: [`Disk::attach`] -> [`Disk::start_primary`] -> requests. A standby comes: identities are exchanged, [`plan()`], at the standby [`Disk::join`], then at the primary [`Disk::begin_copy`], passes over the
+//! [`Copy`], [`Copy::record`], the last regions -> in each pause [`Disk::seal`] -> [`Disk::release`] per commit, [`Disk::peer_durable`] per report. Link lost before the standby was recorded: [`Disk::unlink`]; struck out:
+//! [`Disk::struck_out`]. Fenced: [`Disk::shut`].
+//!
+//! Standby: [`Disk::attach`] -> [`Disk::join`] -> [`Disk::sync_block`] -> [`Disk::stage`] and [`Disk::commit`] per epoch; [`DiskEvent::Durable`] goes to the primary -> [`Disk::activate`] after the grant, before the machine starts. From then it is a
+//! primary without a standby. A link lost: [`Disk::discard_uncommitted`]; then the next [`Disk::join`].
