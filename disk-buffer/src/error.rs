@@ -1,0 +1,210 @@
+//! What can go wrong with a disk, in words for the operator. Not here: what the guest is told ([`types::block::BlockError`]).
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use types::Epoch;
+use types::block::DiskIndex;
+
+use crate::plan::Refusal;
+use crate::regions::MAX_DISK_BYTES;
+
+/// What this crate refuses or fails to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A system call on an image or a log failed.
+    #[error("{what} {path} failed: {source}", path = .path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// No such image.
+    #[error("there is no disk image {path}; create it first, for example with `truncate -s 10G {path}`", path = .0.display())]
+    Missing(PathBuf),
+    /// A directory, a pipe, a terminal.
+    #[error("{path} is neither a file nor a block device; a disk image is a raw file or a block device", path = .0.display())]
+    NotAnImage(PathBuf),
+    /// May be read, not written.
+    #[error("{path} may only be read; give `readonly` for this disk, or the right to write to it", path = .0.display())]
+    ReadOnly(PathBuf),
+    /// Not a whole number of sectors, or none.
+    #[error("{path} has {bytes} bytes, which is not a multiple of 512 above zero; is it a raw image? (`qemu-img convert -O raw` makes one)", path = .path.display())]
+    Size {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Too large for the change log.
+    #[error("{path} has {bytes} bytes; the largest disk has {MAX_DISK_BYTES}", path = .path.display())]
+    TooLarge {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Two disks of one machine are the same file or device.
+    #[error("{first} and {second} are both {path}: writes through one would not be seen by the other; give each disk an image of its own", path = .path.display())]
+    SamePath {
+        /// One disk.
+        first: DiskIndex,
+        /// The other.
+        second: DiskIndex,
+        /// What both are.
+        path: PathBuf,
+    },
+    /// Another process has it open as a disk.
+    #[error("{path} is in use by another process (a lock is held, or it is mounted); stop that first", path = .0.display())]
+    InUse(PathBuf),
+    /// Serial number that the guest could not read.
+    #[error("serial number {0:?}: at most 20 characters of printable ASCII")]
+    Serial(String),
+    /// More disks than a request can name.
+    #[error("{0} disks; at most 256 are possible")]
+    TooMany(usize),
+    /// A block device's log has no natural place.
+    #[error("{path} is a block device: give its change log a place on a file system that survives a restart, with log=FILE", path = .0.display())]
+    LogNeeded(PathBuf),
+    /// A file that is not a change log is in its place.
+    #[error("{path} is not a change log of Lockstep; move it away, or give the log another place with log=FILE", path = .0.display())]
+    NotALog(PathBuf),
+    /// A change log of another version of this program.
+    #[error(
+        "the change log {path} has format version {found}, this program knows version {known}; use the version of Lockstep that wrote it, or remove it (the next standby is \
+         then copied as a whole)", path = .path.display()
+    )]
+    LogVersion {
+        /// The log.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Both copies of the log's header are damaged.
+    #[error("the change log {path} is damaged ({what}); remove it (the next standby is then copied as a whole)", path = .path.display())]
+    LogDamaged {
+        /// The log.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The log belongs to another image.
+    #[error("the change log {path} is of a disk of {logged} bytes, the image has {bytes}; was the image resized or replaced? Then remove the log", path = .path.display())]
+    LogOfOther {
+        /// The log.
+        path: PathBuf,
+        /// Size in the log.
+        logged: u64,
+        /// The image's.
+        bytes: u64,
+    },
+    /// A cold start from a copy that no guest may start from.
+    #[error(
+        "no guest may start from {path}: {why}. Start the other host first, and this one as its standby; if the other copy is lost for good, removing the change log makes \
+         this one usable as it is", path = .path.display()
+    )]
+    Unfit {
+        /// The image.
+        path: PathBuf,
+        /// What it is.
+        why: &'static str,
+    },
+    /// The hosts have different numbers of disks.
+    #[error("the primary has {primary} disks and the standby {standby}; give both the same --disk options")]
+    OtherNumber {
+        /// At the primary.
+        primary: usize,
+        /// At the standby.
+        standby: usize,
+    },
+    /// The two copies cannot be brought together.
+    #[error("{disk}: {refusal}")]
+    Refused {
+        /// Which.
+        disk: DiskIndex,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A call in the wrong order.
+    #[error("{disk}: {operation} is not possible while the disk is {phase}")]
+    Phase {
+        /// Which.
+        disk: DiskIndex,
+        /// What was asked.
+        operation: &'static str,
+        /// What the disk does now.
+        phase: &'static str,
+    },
+    /// An epoch out of order.
+    #[error("{disk}: epoch {epoch} came where {expected} was expected")]
+    EpochOrder {
+        /// Which.
+        disk: DiskIndex,
+        /// The one that came.
+        epoch: Epoch,
+        /// The one that should have.
+        expected: Epoch,
+    },
+    /// Bytes from the other host that do not fit the disk.
+    #[error("{disk}: a write of {len} bytes at {offset:#x} came from the primary; the disk has {bytes} bytes")]
+    OutOfRange {
+        /// Which.
+        disk: DiskIndex,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// The disk's size.
+        bytes: u64,
+    },
+    /// The medium failed some time before; nothing more is done with it.
+    #[error("{disk}: {what} failed before: {source}")]
+    Failed {
+        /// Which.
+        disk: DiskIndex,
+        /// What failed.
+        what: &'static str,
+        /// How.
+        source: io::Error,
+    },
+    /// Committed writes could not be applied in time.
+    #[error("{disk}: what is committed was not applied within {bound:?}; the medium hangs")]
+    Slow {
+        /// Which.
+        disk: DiskIndex,
+        /// The bound.
+        bound: Duration,
+    },
+    /// The kernel gives no io_uring.
+    #[error("io_uring is not available ({0}); disks need Linux 5.11 or newer and the kernel.io_uring_disabled setting at 0")]
+    IoUring(io::Error),
+    /// A thread could not be made.
+    #[error("a thread for {disk} could not be made: {source}")]
+    Thread {
+        /// Which.
+        disk: DiskIndex,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The limits on recorded writes contradict each other.
+    #[error("limits for recorded writes are unusable: {0}")]
+    Limits(&'static str),
+}
+
+impl DiskError {
+    pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DiskError {
+        let path = path.into();
+        move |source| DiskError::Io { what, path, source }
+    }
+}
+
+/// No room for the request: the device leaves it in the guest's ring until [`crate::Hooks::room`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the disk has no room for more; the request stays in the guest's ring until there is")]
+pub struct Full;

@@ -1,0 +1,308 @@
+//! An image file or block device, opened: checked, locked against other processes, and with what it can do found out.
+//!
+//! Lives here: opening, two disks being one, holes, emptiness, the digest of a read-only disk. Not here: reading and writing for the guest ([`crate::engine`]). Blocking calls: at the start, and
+//! on threads of their own.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use types::block::SECTOR;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::DiskError;
+use crate::options::Cache;
+use crate::regions::MAX_DISK_BYTES;
+
+/// Direct requests must be multiples of no more than this; a medium that wants more is used through the page cache. It is also the grain in which requests are kept from overtaking each other.
+pub const DIRECT_ALIGN_MAX: u64 = 4096;
+
+/// Unit of the scans for content.
+const SCAN_BYTES: usize = 1 << 20;
+
+ioctl_read! {
+    /// Size of a block device in bytes (linux/fs.h: BLKGETSIZE64, declared with size_t).
+    blkgetsize64, 0x12, 114, libc::size_t
+}
+nix::ioctl_read_bad! {
+    /// Logical block size of a block device (linux/fs.h: BLKSSZGET).
+    blksszget, nix::request_code_none!(0x12, 104), libc::c_int
+}
+nix::ioctl_read_bad! {
+    /// Physical block size of a block device (linux/fs.h: BLKPBSZGET).
+    blkpbszget, nix::request_code_none!(0x12, 123), libc::c_uint
+}
+use nix::ioctl_read;
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    path: PathBuf,
+    file: File,
+    direct: Option<File>,
+    /// Offsets and lengths that are multiples of this may go around the page cache.
+    align: u64,
+    bytes: u64,
+    physical_block: u32,
+    device: bool,
+    read_only: bool,
+    key: Key,
+}
+
+/// What makes two open images one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// File system and inode.
+    File(u64, u64),
+    /// Number of the block device.
+    Device(u64),
+}
+
+impl Image {
+    /// Opens and locks an image.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do about it.
+    pub fn open(path: &Path, read_only: bool, cache: Cache) -> Result<Image, DiskError> {
+        let path = path.canonicalize().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DiskError::Missing(path.to_owned()),
+            _ => DiskError::io("finding", path)(error),
+        })?;
+        let metadata = path.metadata().map_err(DiskError::io("looking at", &path))?;
+        let device = metadata.file_type().is_block_device();
+        if !device && !metadata.is_file() {
+            return Err(DiskError::NotAnImage(path));
+        }
+        // A device that is mounted, or is another writer's, refuses a second exclusive opening (open(2), O_EXCL).
+        let exclusive = if device && !read_only { libc::O_EXCL } else { 0 };
+        let mut options = OpenOptions::new();
+        options.read(true).write(!read_only).custom_flags(exclusive);
+        let file = options.open(&path).map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES | libc::EROFS | libc::EPERM) if !read_only => DiskError::ReadOnly(path.clone()),
+            Some(libc::EBUSY) => DiskError::InUse(path.clone()),
+            _ => DiskError::io("opening", &path)(error),
+        })?;
+        lock(&file, read_only, &path)?;
+        let (bytes, physical_block) = if device {
+            device_sizes(&file).map_err(DiskError::io("asking for the size of", &path))?
+        } else {
+            (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 4096))
+        };
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            return Err(DiskError::Size { path, bytes });
+        }
+        if bytes > MAX_DISK_BYTES {
+            return Err(DiskError::TooLarge { path, bytes });
+        }
+        let (direct, align) = match cache {
+            Cache::Buffered => (None, DIRECT_ALIGN_MAX),
+            Cache::Direct => open_direct(&path, read_only, &file),
+        };
+        let key = if device { Key::Device(metadata.rdev()) } else { Key::File(metadata.dev(), metadata.ino()) };
+        tracing::info!(path = %path.display(), bytes, device, read_only, direct = direct.is_some(), align, "disk image opened");
+        Ok(Image { path, file, direct, align, bytes, physical_block, device, read_only, key })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// A block device, not a file.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device
+    }
+
+    /// Opened for reading only.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Unit in which the medium works best, 512 to 4096.
+    #[must_use]
+    pub fn physical_block(&self) -> u32 {
+        self.physical_block
+    }
+
+    /// What makes two of them one.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+
+    /// For requests through the page cache, of any alignment.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// For requests around the page cache, and what their offset and length must be multiples of.
+    #[must_use]
+    pub fn direct(&self) -> Option<(RawFd, u64)> {
+        self.direct.as_ref().map(|file| (file.as_raw_fd(), self.align))
+    }
+
+    /// The ranges that are not known to be holes, in ascending order. Writes under way may or may not be seen.
+    ///
+    /// # Errors
+    /// When the file cannot be asked.
+    pub fn data_ranges(&self) -> io::Result<Vec<Range<u64>>> {
+        if self.device {
+            return Ok(std::iter::once(0..self.bytes).collect());
+        }
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let mut at = 0;
+        while at < self.bytes {
+            let Some(start) = seek(&self.file, at, libc::SEEK_DATA)? else { break };
+            let end = seek(&self.file, start, libc::SEEK_HOLE)?.unwrap_or(self.bytes).min(self.bytes);
+            if start >= self.bytes || end <= start {
+                break;
+            }
+            ranges.push(start..end);
+            at = end;
+        }
+        Ok(ranges)
+    }
+
+    /// Whether it holds nothing but zeros. Content is found near the start of most disks, so only empty ones are read to the end.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_empty(&self) -> Result<bool, DiskError> {
+        let mut empty = true;
+        self.scan(|_, bytes| {
+            empty = is_zero(bytes);
+            empty
+        })?;
+        Ok(empty)
+    }
+
+    /// Digest of the whole content: the same for a hole and for zeros.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn digest(&self) -> Result<u64, DiskError> {
+        let mut digest = Xxh3::new();
+        digest.update(&self.bytes.to_le_bytes());
+        self.scan(|offset, bytes| {
+            if !is_zero(bytes) {
+                digest.update(&offset.to_le_bytes());
+                digest.update(bytes);
+            }
+            true
+        })?;
+        Ok(digest.digest())
+    }
+
+    /// Gives the content to `look`, in pieces whose place depends on the size alone, without those that are holes wholly; ends when it says `false`.
+    fn scan(&self, mut look: impl FnMut(u64, &[u8]) -> bool) -> Result<(), DiskError> {
+        let fail = || DiskError::io("reading", &self.path);
+        let mut buffer = vec![0; SCAN_BYTES];
+        let mut next = 0;
+        for range in self.data_ranges().map_err(fail())? {
+            let mut offset = (range.start / SCAN_BYTES as u64 * SCAN_BYTES as u64).max(next);
+            while offset < range.end {
+                let len = (self.bytes - offset).min(SCAN_BYTES as u64) as usize;
+                self.file.read_exact_at(&mut buffer[..len], offset).map_err(fail())?;
+                if !look(offset, &buffer[..len]) {
+                    return Ok(());
+                }
+                offset += len as u64;
+            }
+            next = offset;
+        }
+        Ok(())
+    }
+}
+
+/// Nothing but zeros.
+#[must_use]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // The first bytes decide nearly always; the comparison with itself, shifted, is a memcmp.
+    bytes.first().is_none_or(|first| *first == 0) && bytes.len() < 2 || bytes.first() == Some(&0) && bytes[1..] == bytes[..bytes.len() - 1]
+}
+
+/// A lock of the open file (fcntl(2), "Open file description locks") over all of it: writers exclude everybody, readers exclude writers. It goes with the last descriptor, hence with the
+/// last request in flight of a process that died. QEMU's image locks are of the same kind, so it is excluded too.
+fn lock(file: &File, read_only: bool, path: &Path) -> Result<(), DiskError> {
+    let kind = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };
+    let lock = libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+    match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)) {
+        Ok(_) => Ok(()),
+        Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(DiskError::InUse(path.to_owned())),
+        Err(error) => Err(DiskError::io("locking", path)(error.into())),
+    }
+}
+
+fn device_sizes(file: &File) -> io::Result<(u64, u32)> {
+    let (mut bytes, mut logical, mut physical) = (0, 0, 0);
+    // SAFETY: BLKGETSIZE64 writes one u64 (linux/fs.h says size_t, block/ioctl.c puts a u64), BLKSSZGET one int, BLKPBSZGET one unsigned int; the descriptor is open.
+    unsafe {
+        blkgetsize64(file.as_raw_fd(), &raw mut bytes)?;
+        blksszget(file.as_raw_fd(), &raw mut logical)?;
+        blkpbszget(file.as_raw_fd(), &raw mut physical)?;
+    }
+    Ok((bytes as u64, physical.max(logical as u32).clamp(512, 4096)))
+}
+
+/// A second descriptor for direct requests, where the file system can do them with an alignment that we can use.
+fn open_direct(path: &Path, read_only: bool, file: &File) -> (Option<File>, u64) {
+    let none = (None, DIRECT_ALIGN_MAX);
+    let align = match dio_align(file) {
+        Ok(Some((0, _) | (_, 0))) => return none,
+        Ok(Some((memory, offset))) if u64::from(memory.max(offset)) <= DIRECT_ALIGN_MAX => u64::from(offset.max(SECTOR as u32)),
+        Ok(Some(_)) => return none,
+        // Before Linux 6.1 the kernel does not say; 4096 is enough everywhere.
+        Ok(None) | Err(_) => DIRECT_ALIGN_MAX,
+    };
+    let mut options = OpenOptions::new();
+    match options.read(true).write(!read_only).custom_flags(libc::O_DIRECT).open(path) {
+        Ok(file) => (Some(file), align),
+        Err(error) => {
+            tracing::info!(path = %path.display(), %error, "no direct access; the page cache is used");
+            none
+        }
+    }
+}
+
+/// Alignment of memory and of offsets for direct requests (statx(2), STATX_DIOALIGN). `None`: the kernel does not say.
+fn dio_align(file: &File) -> io::Result<Option<(u32, u32)>> {
+    let mut answer = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: statx(2) reads the empty path, which is a C string, and writes one struct statx; with AT_EMPTY_PATH it is about the open descriptor.
+    let result =
+        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, answer.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all zeros are a valid struct statx, and the kernel filled in what it knows.
+    let answer = unsafe { answer.assume_init() };
+    Ok((answer.stx_mask & libc::STATX_DIOALIGN != 0).then_some((answer.stx_dio_mem_align, answer.stx_dio_offset_align)))
+}
+
+/// lseek(2) for SEEK_DATA or SEEK_HOLE; `None` when there is none from there on. The descriptor's position is used by nothing else.
+fn seek(file: &File, from: u64, what: i32) -> io::Result<Option<u64>> {
+    let whence = if what == libc::SEEK_DATA { nix::unistd::Whence::SeekData } else { nix::unistd::Whence::SeekHole };
+    match nix::unistd::lseek64(file, i64::try_from(from).map_err(io::Error::other)?, whence) {
+        Ok(at) => Ok(u64::try_from(at).ok()),
+        Err(nix::errno::Errno::ENXIO) => Ok(None),
+        // A file system that does not know holes: all of it is data.
+        Err(nix::errno::Errno::EINVAL) => Ok((what == libc::SEEK_DATA).then_some(from)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;
