@@ -1,47 +1,515 @@
-//! DRAFT of signatures (bodies are being written):
+//! One virtual disk of this host: its image, engine and change log, and the part it plays.
 //!
-//! ```ignore
-//! pub struct Disks;                                   // all disks of a machine, in order
-//! impl Disks {
-//!     pub fn open(options: &[DiskOptions]) -> Result<Disks, DiskError>;   // locks, sizes, one path twice, ...
-//!     pub fn iter(&self) -> impl Iterator<Item=&Arc<Disk>>;  pub fn get(&self, DiskIndex) -> Option<&Arc<Disk>>; pub fn is_empty()
-//!     // the same calls as Disk's, over all disks:
-//!     pub fn identities(&self) -> Vec<Identity>;
-//!     pub fn plan(&self, theirs: &[Identity]) -> Result<Vec<Plan>, DiskError>;   // at the primary; Err: refused, with reason (number of disks, or a disk's Refusal)
-//!     pub fn seal(&self, epoch) -> Vec<Arc<Vec<DiskWrite>>> ; release(&Commit); unseal(epoch); unlink(); struck_out(); shut();
-//!     pub fn join(&self, plans: &[Plan], primary: &[Identity]); stage(epoch, Vec<DiskWrite>); commit(epoch); discard_uncommitted(); activate(bound)
-//! }
-//! impl Disk {
-//!     pub fn index(&self) -> DiskIndex;
-//!     pub fn info(&self) -> BlockInfo;
-//!     pub fn identity(&self) -> Identity;             // serde; part of Hello / Welcome
-//!     pub fn attach(&self, hooks: Hooks);             // Hooks { room: Fn(), pressure: Fn(), event: Fn(DiskEvent) }, called with no lock of ours held, on the disk's threads
-//!     // -- the guest's requests (vmm::BlockBackend is these four + info)
-//!     pub fn submit(&self, request: BlockRequest) -> Result<(), Full>;
-//!     pub fn take_done(&self, into: &mut Vec<BlockDone>);
-//!     pub fn event(&self) -> RawFd;
-//!     // -- primary
-//!     pub fn start_primary(&self) -> Result<(), DiskError>;            // cold start; refuses a copy that no guest may start from
-//!     pub fn begin_copy(self: &Arc<Self>, plan: &Plan, standby: &Identity) -> Result<Copy, DiskError>;   // AFTER the standby has answered its join
-//!     pub fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError>;   // in the pause; epoch 1 carries everything since Copy::record
-//!     pub fn unseal(&self, epoch: Epoch);                              // capture failed: back into the open epoch
-//!     pub fn release(&self, commit: &Commit) -> Result<(), DiskError>;
-//!     pub fn peer_durable(&self, epoch: Epoch);                        // the standby's DiskEvent::Durable { epoch } by way of a control message (per disk)
-//!     pub fn unlink(&self);                                            // link lost while copying (standby not recorded)
-//!     pub fn struck_out(&self) -> Result<(), DiskError>;               // standby recorded and now struck out: new data generation; parked requests get their IOERR
-//!     pub fn shut(&self);                                              // fenced: nothing more is submitted
-//!     // -- standby
-//!     pub fn join(&self, plan: &Plan, primary: &Identity) -> Result<(), DiskError>;  // durably Copying before the first byte changes; BEFORE the standby answers
-//!     pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError>;  // a SYNC block of 4096 bytes (None: zeros), clipped to the disk; may block for room
-//!     pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError>;
-//!     pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError>;     // applies, in order, in the background; blocks while the backlog is over its bound
-//!     pub fn discard_uncommitted(&self);
-//!     pub fn activate(&self, bound: Duration) -> Result<(), DiskError>;  // finishes applying, new generation durable; then it is an unprotected primary
-//! }
-//! pub enum DiskEvent { Durable { disk, epoch } (standby: tell the primary), GiveUp { disk, error } (protected primary: end the link, the standby takes over), Failed { disk, error } (standby: it must be struck out) }
-//! impl Copy {   // pulled by the epoch thread between parts of memory
-//!     pub fn next(&mut self) -> Result<Option<CopyPiece>, DiskError>;  // CopyPiece { offset, len, data: Option<Box<[u8]>> } (None: zeros); up to 1 MiB, whole 4 KiB blocks but at the disk's end; None: pass is over
-//!     pub fn next_pass(&mut self) -> u64;    // what was written meanwhile becomes the next pass; returns its bytes
-//!     pub fn record(&mut self);              // every write from now on is recorded for epoch 1, and the last pass begins (then next() until None, then the first epoch may end)
-//! }
-//! ```
+//! Lives here: opening it, the guest's requests on their way in and out, and what the parts share. Not here: what a primary does besides ([`crate::primary`]), what a standby does
+//! ([`crate::standby`]), the work in the background ([`crate::keeper`]), the copy ([`crate::copy`]).
+//!
+//! Locks: `state` before the engine's; `log` alone or before neither. Hooks are called with none held.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use types::Epoch;
+use types::block::{
+    BlockDone, BlockError, BlockInfo, BlockOp, BlockRequest, DISCARD_BYTES_MAX, DiskChange, DiskIndex, DiskWrite, REQUEST_BYTES_MAX,
+    REQUESTS_MAX, SECTOR, ZEROES_BYTES_MAX,
+};
+
+use crate::changes::file::{LogFile, beside};
+use crate::changes::format::Header;
+use crate::engine::faults::Faults;
+use crate::engine::{Answer, Engine, Op, Parts, Way};
+use crate::error::{DiskError, Full};
+use crate::hooks::{DiskEvent, Hooks};
+use crate::identity::{CopyState, DataId, Identity};
+use crate::image::{DIRECT_ALIGN_MAX, Image};
+use crate::options::{DiskOptions, Mode};
+use crate::record::{Limits, Record, Room};
+use crate::regions::RegionSet;
+use crate::standby::Following;
+
+/// A standby makes its copy durable, and a primary clears regions, this often: a second's writes are quickly copied again, and more often would cost flushes for nothing.
+pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a call that has to make something durable waits for the medium: far above what a loaded disk takes.
+pub(crate) const MEDIUM_BOUND: Duration = Duration::from_secs(30);
+
+/// The part that the disk plays.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Opened; neither.
+    Idle,
+    /// The guest runs on it, without a standby's copy.
+    Alone,
+    /// A copy to a standby is under way; these regions were written since they were last handed out.
+    Copying(RegionSet),
+    /// The last regions of the copy are under way, and everything written is recorded for epoch 1, which is not committed.
+    Recording(Record),
+    /// A standby holds committed epochs.
+    Protected(Record),
+    /// It follows a primary.
+    Standby(Following),
+    /// The node may not run the guest any more.
+    Shut,
+    /// A standby's copy that failed.
+    Failed(Arc<io::Error>),
+}
+
+impl Phase {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Phase::Idle => "idle",
+            Phase::Alone => "a primary's, without a standby",
+            Phase::Copying(_) => "being copied to a standby",
+            Phase::Recording(_) => "about to be protected",
+            Phase::Protected(_) => "protected",
+            Phase::Standby(_) => "a standby's",
+            Phase::Shut => "shut",
+            Phase::Failed(_) => "failed",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) phase: Phase,
+    /// The guest's requests in flight.
+    guest: usize,
+    /// A request was turned away.
+    pub(crate) starved: bool,
+    /// Requests that failed while protected.
+    pub(crate) parked: Vec<(u64, i32)>,
+    /// Epoch and settling in which a region was last written, since the first epoch.
+    pub(crate) last_written: HashMap<u32, (Epoch, u64)>,
+    /// Newest epoch that the standby reported durable.
+    pub(crate) peer_durable: Epoch,
+    /// What the keeper has done of it.
+    pub(crate) peer_settled: Epoch,
+    /// Settlings so far: the keeper's clock.
+    pub(crate) ticks: u64,
+    /// Activated, and the copy not yet durable.
+    pub(crate) unsettled: bool,
+    /// Links so far: what belongs to an earlier one counts no more.
+    pub(crate) session: u64,
+    pub(crate) overwrite: bool,
+    pub(crate) stop: bool,
+}
+
+/// What the disk shares with its engine's replies and its keeper.
+pub(crate) struct Inner {
+    pub(crate) index: DiskIndex,
+    pub(crate) image: Arc<Image>,
+    info: BlockInfo,
+    mode: Mode,
+    content: Option<u64>,
+    pub(crate) limits: Limits,
+    pub(crate) engine: Engine,
+    pub(crate) log: Mutex<Option<LogFile>>,
+    pub(crate) state: Mutex<State>,
+    /// Something in `state` has changed that somebody may wait for.
+    pub(crate) changed: Condvar,
+    done: Mutex<Vec<BlockDone>>,
+    event: EventFd,
+    hooks: OnceLock<Hooks>,
+}
+
+/// One virtual disk.
+pub struct Disk {
+    pub(crate) inner: Arc<Inner>,
+    keeper: Option<std::thread::JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk").field("index", &self.inner.index).field("phase", &self.inner.lock().phase.name()).finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    /// Opens one disk. [`crate::Disks::open`] opens all of a machine's.
+    ///
+    /// # Errors
+    /// What is wrong with the image or its log, and what to do about it.
+    pub fn open(index: DiskIndex, options: &DiskOptions) -> Result<Disk, DiskError> {
+        Disk::open_with(index, options, Limits::default(), None)
+    }
+
+    /// As [`Disk::open`], with other bounds on what is recorded, and with faults for tests.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_with(index: DiskIndex, options: &DiskOptions, limits: Limits, faults: Option<Arc<dyn Faults>>) -> Result<Disk, DiskError> {
+        let limits = limits.validate()?;
+        if options.mode == Mode::Shared {
+            return Err(DiskError::SharedUnfenced(options.path.clone()));
+        }
+        let serial = serial(index, options.serial.as_deref())?;
+        let image = Arc::new(Image::open(&options.path, options.read_only, options.cache)?);
+        let info = BlockInfo {
+            bytes: image.bytes(),
+            read_only: options.read_only,
+            logical_block: SECTOR as u32,
+            // The same on every host, as all of this: hosts compare it.
+            physical_block: DIRECT_ALIGN_MAX as u32,
+            serial,
+        };
+        let (log, content) = if options.read_only { (None, Some(image.digest()?)) } else { (Some(open_log(options, &image)?), None) };
+        let engine_log = log.as_ref().map(|(log, set)| (set.clone(), log.fd()));
+        let engine = Engine::start(Parts { disk: index, image: Arc::clone(&image), log: engine_log, faults })?;
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|error| DiskError::io("making an eventfd for", &options.path)(error.into()))?;
+        let state = State {
+            phase: Phase::Idle,
+            guest: 0,
+            starved: false,
+            parked: Vec::new(),
+            last_written: HashMap::new(),
+            peer_durable: Epoch::NONE,
+            peer_settled: Epoch::NONE,
+            ticks: 0,
+            unsettled: false,
+            session: 0,
+            overwrite: options.overwrite,
+            stop: false,
+        };
+        let inner = Arc::new(Inner {
+            index,
+            image,
+            info,
+            mode: options.mode,
+            content,
+            limits,
+            engine,
+            log: Mutex::new(log.map(|(log, _)| log)),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            done: Mutex::new(Vec::new()),
+            event,
+            hooks: OnceLock::new(),
+        });
+        let keeper = {
+            let inner = Arc::clone(&inner);
+            let body = move || crate::keeper::run(&inner);
+            std::thread::Builder::new()
+                .name(format!("{index}-keep"))
+                .spawn(body)
+                .map_err(|source| DiskError::Thread { disk: index, source })?
+        };
+        Ok(Disk { inner, keeper: Some(keeper) })
+    }
+
+    /// Its place in the machine.
+    #[must_use]
+    pub fn index(&self) -> DiskIndex {
+        self.inner.index
+    }
+
+    /// What the guest sees of it.
+    #[must_use]
+    pub fn info(&self) -> BlockInfo {
+        self.inner.info
+    }
+
+    /// Where its image is.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        self.inner.image.path()
+    }
+
+    /// What this copy is, to be told to the other host.
+    ///
+    /// # Errors
+    /// When it has to be looked at whether the image is empty, and it cannot be read.
+    pub fn identity(&self) -> Result<Identity, DiskError> {
+        let inner = &self.inner;
+        let overwrite = inner.lock().overwrite;
+        let header = inner.lock_log().as_ref().map(|log| *log.header());
+        let unknown = header.is_none_or(|header| header.id == DataId::NONE);
+        let header = header.unwrap_or(fresh(inner.info.bytes));
+        Ok(Identity {
+            id: header.id,
+            bytes: inner.info.bytes,
+            mode: inner.mode,
+            read_only: inner.info.read_only,
+            current: header.current,
+            base: header.base,
+            joining: header.joining,
+            state: header.state,
+            empty: unknown && !inner.info.read_only && inner.image.is_empty()?,
+            overwrite,
+            content: inner.content,
+            changed: inner.engine.marked().map(|set| set.runs()).unwrap_or_default(),
+        })
+    }
+
+    /// Says where news of the disk go. Once, before it is used; a second time does nothing.
+    pub fn attach(&self, hooks: Hooks) {
+        if self.inner.hooks.set(hooks).is_err() {
+            tracing::warn!(disk = %self.inner.index, "a disk was attached twice; the first hooks stay");
+        }
+    }
+
+    /// Takes one request of the guest. Never blocks.
+    ///
+    /// # Errors
+    /// [`Full`]: nothing was taken; [`Hooks::room`] is called when there is room. A disk that is no primary's takes nothing either.
+    pub fn submit(&self, request: BlockRequest) -> Result<(), Full> {
+        let inner = &self.inner;
+        let BlockRequest { tag, op } = request;
+        if let Err(error) = check(&op, &inner.info) {
+            inner.answer(tag, Err(error));
+            return Ok(());
+        }
+        let mut pressure = false;
+        {
+            let mut state = inner.lock();
+            if state.guest >= REQUESTS_MAX {
+                state.starved = true;
+                return Err(Full);
+            }
+            if let Some(write) = as_write(inner.index, &op) {
+                pressure = state.take_write(write)?;
+            } else if !state.is_primary() {
+                return Err(Full);
+            }
+            state.guest += 1;
+            let reply = {
+                let inner = Arc::downgrade(inner);
+                Box::new(move |answer| {
+                    if let Some(inner) = inner.upgrade() {
+                        inner.guest_done(tag, answer);
+                    }
+                })
+            };
+            // Under the state's lock, so that the engine's order is the record's. A request to an engine that has ended is never answered: it stays in flight.
+            drop(inner.engine.submit(as_op(op), Way { direct: true, mark: true }, reply));
+        }
+        if pressure && let Some(hooks) = inner.hooks.get() {
+            (hooks.pressure)();
+        }
+        Ok(())
+    }
+
+    /// Appends the answers that have come in since the last call, each request's once, and clears the event.
+    pub fn take_done(&self, into: &mut Vec<BlockDone>) {
+        // Cleared first: an answer that comes in between raises it again.
+        let _ = self.inner.event.read();
+        into.append(&mut self.inner.done.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Readable while answers wait.
+    #[must_use]
+    pub fn event(&self) -> RawFd {
+        self.inner.event.as_fd().as_raw_fd()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.inner.lock().stop = true;
+        self.inner.changed.notify_all();
+        if let Some(keeper) = self.keeper.take() {
+            // It may be waiting for a medium that hangs: then it ends by itself.
+            let until = std::time::Instant::now() + crate::keeper::STOP_BOUND;
+            while !keeper.is_finished() && std::time::Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            if keeper.is_finished() {
+                let _ = keeper.join();
+            }
+        }
+        self.inner.engine.stop();
+    }
+}
+
+impl State {
+    pub(crate) fn is_primary(&self) -> bool {
+        matches!(self.phase, Phase::Alone | Phase::Copying(_) | Phase::Recording(_) | Phase::Protected(_))
+    }
+
+    /// Remembers a write of the guest as its phase wants it; whether the epoch should end.
+    fn take_write(&mut self, write: DiskWrite) -> Result<bool, Full> {
+        let touched = RegionSet::touched(write.offset, write.len());
+        match &mut self.phase {
+            Phase::Alone => Ok(false),
+            Phase::Copying(dirty) => {
+                touched.for_each(|region| {
+                    dirty.insert(region);
+                });
+                Ok(false)
+            }
+            Phase::Recording(record) | Phase::Protected(record) => {
+                let epoch = record.open_epoch();
+                let room = record.push(write);
+                if room == Room::None {
+                    self.starved = true;
+                    return Err(Full);
+                }
+                let ticks = self.ticks;
+                touched.for_each(|region| {
+                    self.last_written.insert(region, (epoch, ticks));
+                });
+                Ok(room == Room::Pressure)
+            }
+            Phase::Idle | Phase::Standby(_) | Phase::Shut | Phase::Failed(_) => Err(Full),
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics between two changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn info_bytes(&self) -> u64 {
+        self.info.bytes
+    }
+
+    pub(crate) fn lock_log(&self) -> MutexGuard<'_, Option<LogFile>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the log's header, durably; nothing where there is no log.
+    pub(crate) fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), DiskError> {
+        self.lock_log().as_mut().map_or(Ok(()), |log| log.update(change))
+    }
+
+    pub(crate) fn wrong_phase(&self, operation: &'static str, state: &State) -> DiskError {
+        match &state.phase {
+            Phase::Failed(error) => DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) },
+            phase => DiskError::Phase { disk: self.index, operation, phase: phase.name() },
+        }
+    }
+
+    pub(crate) fn tell(&self, event: DiskEvent) {
+        if let Some(hooks) = self.hooks.get() {
+            (hooks.event)(event);
+        }
+    }
+
+    pub(crate) fn tell_room(&self) {
+        if let Some(hooks) = self.hooks.get() {
+            (hooks.room)();
+        }
+    }
+
+    /// Gives the guest an answer.
+    pub(crate) fn answer(&self, tag: u64, result: Result<Option<Box<[u8]>>, BlockError>) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(BlockDone { tag, result });
+        // Fails only when the counter is full, and then the descriptor is readable.
+        let _ = self.event.write(1);
+    }
+
+    /// The engine's answer to a request of the guest.
+    fn guest_done(&self, tag: u64, answer: Answer) {
+        let room = {
+            let mut state = self.lock();
+            state.guest -= 1;
+            if let (Err(errno), Phase::Protected(_)) = (&answer, &state.phase) {
+                state.parked.push((tag, *errno));
+                let first = state.parked.len() == 1;
+                drop(state);
+                let error = io::Error::from_raw_os_error(*errno);
+                tracing::error!(disk = %self.index, %error, "the disk failed while a standby can serve; this node gives up its role");
+                if first {
+                    self.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(error) });
+                }
+                return;
+            }
+            let room = match &state.phase {
+                Phase::Recording(record) | Phase::Protected(record) => record.roomy(),
+                _ => true,
+            };
+            state.starved && room && !std::mem::replace(&mut state.starved, false)
+        };
+        self.answer(tag, answer.map_err(BlockError::Io));
+        if room {
+            self.tell_room();
+        }
+    }
+}
+
+pub(crate) fn copy_of(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
+}
+
+fn fresh(bytes: u64) -> Header {
+    Header {
+        id: DataId::NONE,
+        bytes,
+        current: DataId::NONE,
+        base: DataId::NONE,
+        joining: DataId::NONE,
+        sequence: 1,
+        state: CopyState::Consistent,
+    }
+}
+
+fn open_log(options: &DiskOptions, image: &Image) -> Result<(LogFile, RegionSet), DiskError> {
+    let path = match &options.log {
+        Some(path) => path.clone(),
+        None if image.is_device() => return Err(DiskError::LogNeeded(image.path().to_owned())),
+        // By the image's real name, so that two links to one image cannot have two logs.
+        None => beside(image.path()),
+    };
+    match LogFile::open(&path, image.bytes())? {
+        Some(known) => Ok(known),
+        None => {
+            let set = RegionSet::new(image.bytes());
+            Ok((LogFile::create(&path, fresh(image.bytes()), &set)?, set))
+        }
+    }
+}
+
+fn serial(index: DiskIndex, given: Option<&str>) -> Result<[u8; 20], DiskError> {
+    let text = given.map_or_else(|| format!("lockstep-{}", index.0), str::to_owned);
+    let mut serial = [0; 20];
+    if text.is_empty() || text.len() > serial.len() || !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return Err(DiskError::Serial(text));
+    }
+    serial[..text.len()].copy_from_slice(text.as_bytes());
+    Ok(serial)
+}
+
+/// What the device has checked already, checked again: the engine and the log rely on it.
+fn check(op: &BlockOp, info: &BlockInfo) -> Result<(), BlockError> {
+    let (offset, len, most, writes) = match op {
+        BlockOp::Read { offset, len } => (*offset, u64::from(*len), REQUEST_BYTES_MAX as u64, false),
+        BlockOp::Write { offset, data } => (*offset, data.len() as u64, REQUEST_BYTES_MAX as u64, true),
+        BlockOp::Discard { offset, len } => (*offset, *len, DISCARD_BYTES_MAX, true),
+        BlockOp::WriteZeroes { offset, len, .. } => (*offset, *len, ZEROES_BYTES_MAX, true),
+        BlockOp::Flush => return Ok(()),
+    };
+    if writes && info.read_only {
+        return Err(BlockError::ReadOnly);
+    }
+    let inside = offset.checked_add(len).is_some_and(|end| end <= info.bytes);
+    if !inside || len > most || !offset.is_multiple_of(SECTOR) || !len.is_multiple_of(SECTOR) {
+        return Err(BlockError::OutOfRange);
+    }
+    Ok(())
+}
+
+fn as_write(disk: DiskIndex, op: &BlockOp) -> Option<DiskWrite> {
+    let (offset, change) = match op {
+        BlockOp::Write { offset, data } => (*offset, DiskChange::Data(Arc::clone(data))),
+        BlockOp::WriteZeroes { offset, len, may_unmap } => (*offset, DiskChange::Zeroes { len: *len, may_unmap: *may_unmap }),
+        BlockOp::Discard { offset, len } => (*offset, DiskChange::Discard { len: *len }),
+        BlockOp::Read { .. } | BlockOp::Flush => return None,
+    };
+    Some(DiskWrite { disk, offset, change })
+}
+
+fn as_op(op: BlockOp) -> Op {
+    match op {
+        BlockOp::Read { offset, len } => Op::Read { offset, len },
+        BlockOp::Write { offset, data } => Op::Write { offset, data },
+        BlockOp::Flush => Op::Flush,
+        BlockOp::Discard { offset, len } => Op::Discard { offset, len },
+        BlockOp::WriteZeroes { offset, len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
+    }
+}

@@ -192,6 +192,9 @@ pub enum DiskError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Shared mode without a way to shut the other host out at the storage.
+    #[error("{path}: mode=shared needs a way to shut the other host out at the storage, and this version has none; use mode=mirror", path = .0.display())]
+    SharedUnfenced(PathBuf),
     /// The limits on recorded writes contradict each other.
     #[error("limits for recorded writes are unusable: {0}")]
     Limits(&'static str),

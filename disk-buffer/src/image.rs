@@ -49,7 +49,6 @@ pub struct Image {
     physical_block: u32,
     device: bool,
     read_only: bool,
-    key: Key,
 }
 
 /// What makes two open images one.
@@ -59,6 +58,14 @@ pub enum Key {
     File(u64, u64),
     /// Number of the block device.
     Device(u64),
+}
+
+impl Key {
+    /// What a path leads to, through any link.
+    #[must_use]
+    pub fn of(metadata: &std::fs::Metadata) -> Key {
+        if metadata.file_type().is_block_device() { Key::Device(metadata.rdev()) } else { Key::File(metadata.dev(), metadata.ino()) }
+    }
 }
 
 impl Image {
@@ -101,9 +108,8 @@ impl Image {
             Cache::Buffered => (None, DIRECT_ALIGN_MAX),
             Cache::Direct => open_direct(&path, read_only, &file),
         };
-        let key = if device { Key::Device(metadata.rdev()) } else { Key::File(metadata.dev(), metadata.ino()) };
         tracing::info!(path = %path.display(), bytes, device, read_only, direct = direct.is_some(), align, "disk image opened");
-        Ok(Image { path, file, direct, align, bytes, physical_block, device, read_only, key })
+        Ok(Image { path, file, direct, align, bytes, physical_block, device, read_only })
     }
 
     /// Where it is.
@@ -134,12 +140,6 @@ impl Image {
     #[must_use]
     pub fn physical_block(&self) -> u32 {
         self.physical_block
-    }
-
-    /// What makes two of them one.
-    #[must_use]
-    pub fn key(&self) -> Key {
-        self.key
     }
 
     /// For requests through the page cache, of any alignment.
@@ -281,8 +281,7 @@ fn open_direct(path: &Path, read_only: bool, file: &File) -> (Option<File>, u64)
 fn dio_align(file: &File) -> io::Result<Option<(u32, u32)>> {
     let mut answer = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: statx(2) reads the empty path, which is a C string, and writes one struct statx; with AT_EMPTY_PATH it is about the open descriptor.
-    let result =
-        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, answer.as_mut_ptr()) };
+    let result = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, answer.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -28,8 +28,34 @@
 //! # The order of calls
 //!
 //! Primary: [`Disk::attach`] -> [`Disk::start_primary`] -> requests. A standby comes: identities are exchanged, [`plan()`], at the standby [`Disk::join`], then at the primary [`Disk::begin_copy`], passes over the
-//! [`Copy`], [`Copy::record`], the last regions -> in each pause [`Disk::seal`] -> [`Disk::release`] per commit, [`Disk::peer_durable`] per report. Link lost before the standby was recorded: [`Disk::unlink`]; struck out:
+//! [`DiskCopy`], [`DiskCopy::record`], the last regions -> in each pause [`Disk::seal`] -> [`Disk::release`] per commit, [`Disk::peer_durable`] per report. Link lost before the standby was recorded: [`Disk::unlink`]; struck out:
 //! [`Disk::struck_out`]. Fenced: [`Disk::shut`].
 //!
 //! Standby: [`Disk::attach`] -> [`Disk::join`] -> [`Disk::sync_block`] -> [`Disk::stage`] and [`Disk::commit`] per epoch; [`DiskEvent::Durable`] goes to the primary -> [`Disk::activate`] after the grant, before the machine starts. From then it is a
 //! primary without a standby. A link lost: [`Disk::discard_uncommitted`]; then the next [`Disk::join`].
+
+pub mod changes;
+pub mod copy;
+pub mod disk;
+pub mod disks;
+pub mod engine;
+mod error;
+mod hooks;
+mod identity;
+pub mod image;
+mod keeper;
+mod options;
+pub mod plan;
+mod primary;
+pub mod record;
+pub mod regions;
+pub mod standby;
+
+pub use copy::{CopyPiece, DiskCopy};
+pub use disk::Disk;
+pub use disks::Disks;
+pub use error::{DiskError, Full};
+pub use hooks::{DiskEvent, Hooks};
+pub use identity::{CopyState, DataId, Identity};
+pub use options::{Cache, DiskOptions, Mode};
+pub use plan::{FullReason, Plan, Refusal, plan};

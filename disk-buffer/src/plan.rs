@@ -67,7 +67,9 @@ pub enum Refusal {
     )]
     UnknownContent,
     /// A copy of another disk.
-    #[error("the standby's disk is a copy of another disk; check its path; if it may be overwritten, start the standby with resync=full for this disk")]
+    #[error(
+        "the standby's disk is a copy of another disk; check its path; if it may be overwritten, start the standby with resync=full for this disk"
+    )]
     OtherDisk,
     /// The standby's copy has writes of a time after the primary's.
     #[error(
@@ -142,6 +144,7 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
     if behind {
         return Err(Refusal::StandbyIsNewer);
     }
-    let together = [primary.base, primary.joining].iter().any(|mine| [standby.base, standby.joining].iter().any(|theirs| mine.matches(*theirs)));
+    let together =
+        [primary.base, primary.joining].iter().any(|mine| [standby.base, standby.joining].iter().any(|theirs| mine.matches(*theirs)));
     Err(if together { Refusal::Diverged } else { Refusal::UnknownGeneration })
 }

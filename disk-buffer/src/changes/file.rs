@@ -56,7 +56,8 @@ impl LogFile {
         new.push(".new");
         let new = PathBuf::from(new);
         let fail = |what| DiskError::io(what, path);
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new).map_err(fail("creating the change log"))?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new).map_err(fail("creating the change log"))?;
         file.write_all(&format::write(&header, set)).and_then(|()| file.sync_all()).map_err(fail("writing the change log"))?;
         std::fs::rename(&new, path).map_err(fail("renaming the new change log to"))?;
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -96,7 +97,10 @@ impl LogFile {
     /// Writes again what is not as it should be, never the copy of the header that counts: were the other one left torn, the next update could tear both.
     fn repair(&self, bytes: &[u8], set: &RegionSet, bitmap: bool) -> Result<(), DiskError> {
         let whole = format::write(&self.header, set);
-        let places = HEADER_AT.map(|at| at as usize..at as usize + SECTOR_BYTES).into_iter().filter(|place| bytes.get(place.clone()) != Some(&whole[place.clone()]));
+        let places = HEADER_AT
+            .map(|at| at as usize..at as usize + SECTOR_BYTES)
+            .into_iter()
+            .filter(|place| bytes.get(place.clone()) != Some(&whole[place.clone()]));
         let bitmap = bitmap.then_some(BITMAP_AT as usize..whole.len());
         for place in places.chain(bitmap) {
             let written = self.file.write_all_at(&whole[place.clone()], place.start as u64).and_then(|()| self.file.sync_data());

@@ -151,7 +151,8 @@ pub fn encode_bitmap(set: &RegionSet, number: u32) -> Sector {
 
 /// Adds what bitmap sector `number` says to the set: all of its regions when it is damaged. Whether it was whole.
 pub fn decode_bitmap(sector: &[u8], number: u32, set: &mut RegionSet) -> bool {
-    let whole = Sector::try_from(sector).ok().filter(|sector| get(sector, SUM_AT) == sum(sector) && get(sector, SUM_AT - 8) == u64::from(number));
+    let whole =
+        Sector::try_from(sector).ok().filter(|sector| get(sector, SUM_AT) == sum(sector) && get(sector, SUM_AT - 8) == u64::from(number));
     for bit in 0..SECTOR_REGIONS {
         if whole.is_none_or(|sector| sector[bit as usize / 8] >> (bit % 8) & 1 == 1) {
             set.insert(number * SECTOR_REGIONS + bit);

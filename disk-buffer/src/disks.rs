@@ -1,0 +1,189 @@
+//! All disks of a machine. Not here: what one of them does ([`crate::disk`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use types::block::{DiskIndex, DiskWrite};
+use types::{Commit, Epoch};
+
+use crate::disk::Disk;
+use crate::error::DiskError;
+use crate::identity::Identity;
+use crate::options::DiskOptions;
+use crate::plan::{Plan, plan};
+
+/// Disks at most: a request names its disk by one byte.
+const MAX_DISKS: usize = 256;
+
+/// The disks of a machine, in the order of its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Disks {
+    disks: Vec<Arc<Disk>>,
+}
+
+impl Disks {
+    /// Opens all of them.
+    ///
+    /// # Errors
+    /// What is wrong with one, or that two are the same.
+    pub fn open(options: &[DiskOptions]) -> Result<Disks, DiskError> {
+        if options.len() > MAX_DISKS {
+            return Err(DiskError::TooMany(options.len()));
+        }
+        // Looked for before the locks, which would call the second one "in use by another process".
+        for (second, later) in options.iter().enumerate() {
+            for (first, earlier) in options[..second].iter().enumerate() {
+                let (Ok(one), Ok(other)) = (key(earlier), key(later)) else { continue };
+                if one == other {
+                    let (first, second) = (DiskIndex(first as u8), DiskIndex(second as u8));
+                    return Err(DiskError::SamePath { first, second, path: later.path.clone() });
+                }
+            }
+        }
+        let disks = options.iter().enumerate().map(|(index, options)| Disk::open(DiskIndex(index as u8), options).map(Arc::new));
+        Ok(Disks { disks: disks.collect::<Result<_, _>>()? })
+    }
+
+    /// Disks that are open already, in the order of their indices.
+    #[must_use]
+    pub fn of(disks: Vec<Arc<Disk>>) -> Disks {
+        Disks { disks }
+    }
+
+    /// There are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.disks.is_empty()
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Disk>> {
+        self.disks.iter()
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, index: DiskIndex) -> Option<&Arc<Disk>> {
+        self.disks.get(usize::from(index.0))
+    }
+
+    /// [`Disk::identity`] of each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn identities(&self) -> Result<Vec<Identity>, DiskError> {
+        self.disks.iter().map(|disk| disk.identity()).collect()
+    }
+
+    /// What has to be copied for each, at the primary's or at the standby's, from both sides' identities: the same at both.
+    ///
+    /// # Errors
+    /// [`DiskError::OtherNumber`], or the first disk's [`DiskError::Refused`].
+    pub fn plans(primary: &[Identity], standby: &[Identity]) -> Result<Vec<Plan>, DiskError> {
+        if primary.len() != standby.len() {
+            return Err(DiskError::OtherNumber { primary: primary.len(), standby: standby.len() });
+        }
+        let plans = primary.iter().zip(standby).enumerate().map(|(index, (primary, standby))| match plan(primary, standby) {
+            Plan::Refuse(refusal) => Err(DiskError::Refused { disk: DiskIndex(index as u8), refusal }),
+            plan => Ok(plan),
+        });
+        plans.collect()
+    }
+
+    /// [`Disk::start_primary`] of each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_primary(&self) -> Result<(), DiskError> {
+        self.disks.iter().try_for_each(|disk| disk.start_primary())
+    }
+
+    /// [`Disk::seal`] of each, one list per disk.
+    ///
+    /// # Errors
+    /// As there; then [`Disks::unseal`] before anything else.
+    pub fn seal(&self, epoch: Epoch) -> Result<Vec<Arc<Vec<DiskWrite>>>, DiskError> {
+        self.disks.iter().map(|disk| disk.seal(epoch)).collect()
+    }
+
+    /// [`Disk::unseal`] of each.
+    pub fn unseal(&self, epoch: Epoch) {
+        self.disks.iter().for_each(|disk| disk.unseal(epoch));
+    }
+
+    /// [`Disk::release`] of each.
+    pub fn release(&self, commit: &Commit) {
+        self.disks.iter().for_each(|disk| disk.release(commit));
+    }
+
+    /// [`Disk::unlink`] of each.
+    pub fn unlink(&self) {
+        self.disks.iter().for_each(|disk| disk.unlink());
+    }
+
+    /// [`Disk::struck_out`] of each, whatever happens at another.
+    ///
+    /// # Errors
+    /// The first one's.
+    pub fn struck_out(&self) -> Result<(), DiskError> {
+        self.disks.iter().map(|disk| disk.struck_out()).fold(Ok(()), Result::and)
+    }
+
+    /// [`Disk::shut`] of each.
+    pub fn shut(&self) {
+        self.disks.iter().for_each(|disk| disk.shut());
+    }
+
+    /// [`Disk::join`] of each.
+    ///
+    /// # Errors
+    /// As there, and [`DiskError::OtherNumber`].
+    pub fn join(&self, plans: &[Plan], primary: &[Identity]) -> Result<(), DiskError> {
+        if plans.len() != self.disks.len() || primary.len() != self.disks.len() {
+            return Err(DiskError::OtherNumber { primary: primary.len(), standby: self.disks.len() });
+        }
+        self.disks.iter().zip(plans).zip(primary).try_for_each(|((disk, plan), primary)| disk.join(plan, primary))
+    }
+
+    /// [`Disk::stage`] of each, with its own of the writes, in their order.
+    ///
+    /// # Errors
+    /// As there, and for a write to a disk that there is none of.
+    pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
+        let mut lists: Vec<Vec<DiskWrite>> = vec![Vec::new(); self.disks.len()];
+        for write in writes {
+            match lists.get_mut(usize::from(write.disk.0)) {
+                Some(list) => list.push(write),
+                None => return Err(DiskError::OutOfRange { disk: write.disk, offset: write.offset, len: write.len(), bytes: 0 }),
+            }
+        }
+        self.disks.iter().zip(lists).try_for_each(|(disk, list)| disk.stage(epoch, list))
+    }
+
+    /// [`Disk::commit`] of each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
+        self.disks.iter().try_for_each(|disk| disk.commit(epoch))
+    }
+
+    /// [`Disk::discard_uncommitted`] of each.
+    pub fn discard_uncommitted(&self) {
+        self.disks.iter().for_each(|disk| disk.discard_uncommitted());
+    }
+
+    /// [`Disk::activate`] of each, within the bound together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
+        let until = std::time::Instant::now() + bound;
+        self.disks.iter().try_for_each(|disk| disk.activate(until.saturating_duration_since(std::time::Instant::now())))
+    }
+}
+
+/// File system and inode, or the block device's number.
+fn key(options: &DiskOptions) -> std::io::Result<crate::image::Key> {
+    Ok(crate::image::Key::of(&std::fs::metadata(&options.path)?))
+}

@@ -1,0 +1,182 @@
+//! A disk's work in the background, once a second: a standby's copy is made durable and the primary told; a protected primary clears the regions that both hosts hold durably; a copy that was just
+//! activated is made durable and counts as consistent.
+//!
+//! Not here: any decision that a guest or a commit waits for.
+
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use types::Epoch;
+
+use crate::disk::{Inner, MEDIUM_BOUND, Phase, SETTLE_PERIOD};
+use crate::engine::{Op, Way};
+use crate::hooks::DiskEvent;
+use crate::identity::{CopyState, DataId};
+
+/// How long dropping a disk waits for its keeper.
+pub(crate) const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A region that was written so many settlings ago or less stays marked: a guest that writes it again and again shall not wait for the log again and again.
+const HOT_TICKS: u64 = 10;
+/// With more regions marked than this, recently written ones are cleared too: what a host that returns has to copy stays within a gigabyte and what is not durable.
+const HOT_REGIONS: u32 = 1024;
+
+/// What there is to do now.
+enum Task {
+    Settle { applied: Epoch, first: bool, id: DataId, current: DataId },
+    Activated,
+    Clear { epoch: Epoch, first: bool },
+}
+
+pub(crate) fn run(disk: &Arc<Inner>) {
+    loop {
+        let task = {
+            let mut state = disk.lock();
+            if state.stop {
+                return;
+            }
+            // An activated copy and a standby's first epoch do not wait for the period.
+            if !state.unsettled
+                && !matches!(&state.phase, Phase::Standby(following) if following.settled == Epoch::NONE && following.applied > Epoch::NONE)
+            {
+                state = wait(disk, state);
+            }
+            if state.stop {
+                return;
+            }
+            state.ticks += 1;
+            match &state.phase {
+                Phase::Alone | Phase::Copying(_) | Phase::Recording(_) | Phase::Protected(_) if state.unsettled => Some(Task::Activated),
+                Phase::Standby(following)
+                    if following.touched > following.settled || following.settled == Epoch::NONE && following.applied > Epoch::NONE =>
+                {
+                    let first = following.settled == Epoch::NONE;
+                    (following.applied > following.settled).then_some(Task::Settle {
+                        applied: following.applied,
+                        first,
+                        id: following.id,
+                        current: following.current,
+                    })
+                }
+                Phase::Protected(_) if state.peer_durable > state.peer_settled => {
+                    Some(Task::Clear { epoch: state.peer_durable, first: state.peer_settled == Epoch::NONE })
+                }
+                // What was too hot to be cleared the last time may have cooled.
+                Phase::Protected(_) if state.peer_settled > Epoch::NONE && state.ticks.is_multiple_of(HOT_TICKS) => {
+                    Some(Task::Clear { epoch: state.peer_settled, first: false })
+                }
+                _ => None,
+            }
+        };
+        let done = match task {
+            None => Ok(()),
+            Some(Task::Settle { applied, first, id, current }) => settle(disk, applied, first, id, current),
+            Some(Task::Activated) => activated(disk),
+            Some(Task::Clear { epoch, first }) => clear(disk, epoch, first),
+        };
+        if let Err(error) = done {
+            tracing::warn!(disk = %disk.index, %error, "the disk could not be made durable");
+        }
+    }
+}
+
+/// Until the period is over or the disk is dropped; earlier when something begins that does not wait.
+fn wait<'a>(disk: &'a Inner, state: std::sync::MutexGuard<'a, crate::disk::State>) -> std::sync::MutexGuard<'a, crate::disk::State> {
+    let waited = disk.changed.wait_timeout_while(state, SETTLE_PERIOD, |state| {
+        !state.stop
+            && !state.unsettled
+            && !matches!(&state.phase, Phase::Standby(following) if following.settled == Epoch::NONE && following.applied > Epoch::NONE)
+    });
+    waited.unwrap_or_else(PoisonError::into_inner).0
+}
+
+fn flush(disk: &Inner) -> io::Result<()> {
+    disk.engine.call(Op::Flush, Way { direct: false, mark: false }, MEDIUM_BOUND).map(drop)
+}
+
+fn settle(disk: &Arc<Inner>, applied: Epoch, first: bool, id: DataId, current: DataId) -> io::Result<()> {
+    let session = disk.lock().session;
+    if let Err(error) = flush(disk) {
+        disk.fail(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)), "making it durable");
+        return Err(error);
+    }
+    if first {
+        // Under the log's lock, so that an activation cannot come in between: after it this generation is a thing of the past.
+        let mut log = disk.lock_log();
+        if disk.lock().session != session {
+            return Ok(());
+        }
+        if let Some(log) = log.as_mut()
+            && let Err(error) = log.update(|header| {
+                header.id = id;
+                header.current = current;
+                header.base = current;
+                header.joining = DataId::NONE;
+                header.state = CopyState::Following;
+            })
+        {
+            drop_failed(disk, &error.to_string());
+            return Err(io::Error::other(error));
+        }
+        // The primary has marked them too, and clears them when it knows that all of this is durable.
+        disk.engine.clear_marks(|_| true);
+    }
+    {
+        let mut state = disk.lock();
+        let same = state.session == session;
+        match &mut state.phase {
+            Phase::Standby(following) if same => following.settled = applied,
+            _ => return Ok(()),
+        }
+    }
+    disk.tell(DiskEvent::Durable { disk: disk.index, epoch: applied });
+    Ok(())
+}
+
+fn drop_failed(disk: &Inner, error: &str) {
+    disk.fail(io::Error::other(error.to_owned()), "its change log");
+}
+
+fn activated(disk: &Arc<Inner>) -> io::Result<()> {
+    // Once: a flush that fails has told the guest, or will.
+    disk.lock().unsettled = false;
+    flush(disk)?;
+    disk.update_header(|header| header.state = CopyState::Consistent).map_err(io::Error::other)
+}
+
+fn clear(disk: &Arc<Inner>, epoch: Epoch, first: bool) -> io::Result<()> {
+    let session = disk.lock().session;
+    // What was written for that epoch and is not carried out here, or not durable, must stay marked: a loss of power here would lose what the other host has.
+    flush(disk)?;
+    if first {
+        let mut log = disk.lock_log();
+        if disk.lock().session != session {
+            return Ok(());
+        }
+        if let Some(log) = log.as_mut() {
+            // From here on regions are marked with regard to the copy that the standby has now, and to nothing else.
+            log.update(|header| {
+                header.base = header.current;
+                header.joining = DataId::NONE;
+            })
+            .map_err(io::Error::other)?;
+        }
+    }
+    let mut state = disk.lock();
+    if state.session != session {
+        return Ok(());
+    }
+    state.peer_settled = state.peer_settled.max(epoch);
+    let now = state.ticks;
+    let marked = disk.engine.marked().map_or(0, |set| set.count());
+    let last_written = &state.last_written;
+    let left = disk.engine.clear_marks(|region| match last_written.get(&region) {
+        None => true,
+        Some((last, ticks)) => *last <= epoch && (marked > HOT_REGIONS || ticks + HOT_TICKS < now),
+    });
+    if left == 0 || marked > HOT_REGIONS {
+        state.last_written.retain(|_, (last, _)| *last > epoch);
+    }
+    tracing::debug!(disk = %disk.index, %epoch, marked, left, "change log cleared");
+    Ok(())
+}

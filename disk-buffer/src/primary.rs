@@ -1,0 +1,204 @@
+//! What a disk does for a primary besides carrying out requests: starting, epochs, a standby's reports, and being struck out or fenced.
+//!
+//! Guards S1's half (what is recorded is given to exactly one epoch, in order) and S6 (an epoch that is given up gives its writes back).
+
+use std::sync::Arc;
+
+use types::block::{BlockError, DiskWrite};
+use types::{Commit, Epoch};
+
+use crate::copy::DiskCopy;
+use crate::disk::{Disk, MEDIUM_BOUND, Phase};
+use crate::error::DiskError;
+use crate::identity::{CopyState, DataId, Identity};
+use crate::plan::Plan;
+use crate::regions::RegionSet;
+
+impl Disk {
+    /// Cold start: the guest is about to run on this copy, without a standby. Begins a data generation, durably.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`] for a copy that no guest may start from, [`DiskError::Phase`], and when the log cannot be written.
+    pub fn start_primary(&self) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        if !matches!(inner.lock().phase, Phase::Idle) {
+            return Err(inner.wrong_phase("starting a guest", &inner.lock()));
+        }
+        let state = inner.lock_log().as_ref().map(|log| log.header().state);
+        let why = match state {
+            None | Some(CopyState::Consistent) => None,
+            Some(CopyState::Following) => {
+                Some("it is a standby's copy whose host stopped without warning, so its newest writes may be missing or out of order")
+            }
+            Some(CopyState::Copying) => Some("it is incomplete: copying to it was broken off"),
+        };
+        if let Some(why) = why {
+            return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why });
+        }
+        inner.update_header(|header| {
+            if header.id == DataId::NONE {
+                header.id = DataId::random();
+            }
+            header.current = DataId::random();
+        })?;
+        inner.lock().phase = Phase::Alone;
+        Ok(())
+    }
+
+    /// Begins the copy to a standby that has joined with this plan: its regions are marked here, durably, and writes are watched from now on. Any time until the first call of [`DiskCopy::next_piece`]
+    /// the standby may refuse; then [`Disk::unlink`].
+    ///
+    /// # Errors
+    /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] unless the disk runs alone, and when the log cannot be written.
+    pub fn begin_copy(&self, plan: &Plan, standby: &Identity) -> Result<DiskCopy, DiskError> {
+        let inner = &self.inner;
+        let mut first = RegionSet::new(inner.info_bytes());
+        let mut base = standby.current;
+        match plan {
+            Plan::Nothing => {}
+            Plan::Regions(runs) => first.insert_runs(runs),
+            Plan::Full(_) => {
+                first.insert_all();
+                base = DataId::NONE;
+            }
+            Plan::Refuse(refusal) => return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() }),
+        }
+        let session = {
+            let mut state = inner.lock();
+            if !matches!(state.phase, Phase::Alone) {
+                return Err(inner.wrong_phase("copying it", &state));
+            }
+            state.phase = Phase::Copying(RegionSet::new(inner.info_bytes()));
+            state.session += 1;
+            state.session
+        };
+        // Writes made since the identities were exchanged are in no plan; from here on they are watched.
+        if let Some(marked) = inner.engine.marked() {
+            first.merge(&marked);
+        }
+        let prepared =
+            inner.engine.mark(&first, MEDIUM_BOUND).map_err(DiskError::io("writing the change log of", inner.image.path())).and_then(
+                |()| {
+                    inner.update_header(|header| {
+                        header.base = base;
+                        header.joining = header.current;
+                    })
+                },
+            );
+        let copy = prepared.and_then(|()| DiskCopy::new(Arc::clone(inner), session, first, matches!(plan, Plan::Full(_))));
+        if copy.is_err() {
+            self.unlink();
+        }
+        copy
+    }
+
+    /// Gives what was written since the last sealing to `epoch`. In the pause; does no I/O. Empty for a disk that nothing is recorded of.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`]; [`DiskError::Phase`] while the disk is being copied or is no primary's.
+    pub fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError> {
+        let inner = &self.inner;
+        let mut state = inner.lock();
+        match &mut state.phase {
+            Phase::Recording(record) | Phase::Protected(record) => {
+                record.seal(epoch).map_err(|expected| DiskError::EpochOrder { disk: inner.index, epoch, expected })
+            }
+            _ => Err(inner.wrong_phase("sealing an epoch", &state)),
+        }
+    }
+
+    /// Gives up `epoch` and every later sealed one: their writes are the open epoch's again, in order.
+    pub fn unseal(&self, epoch: Epoch) {
+        if let Phase::Recording(record) | Phase::Protected(record) = &mut self.inner.lock().phase {
+            record.unseal(epoch);
+        }
+    }
+
+    /// The standby holds every epoch up to the commit's.
+    pub fn release(&self, commit: &Commit) {
+        let inner = &self.inner;
+        let room = {
+            let mut state = inner.lock();
+            let (Phase::Recording(record) | Phase::Protected(record)) = &mut state.phase else { return };
+            record.release(commit.epoch());
+            let room = record.roomy();
+            if record.released() > Epoch::NONE && matches!(state.phase, Phase::Recording(_)) {
+                // From here on the standby can take over what fails here.
+                if let Phase::Recording(record) = std::mem::replace(&mut state.phase, Phase::Alone) {
+                    state.phase = Phase::Protected(record);
+                }
+                tracing::info!(disk = %inner.index, "protected");
+            }
+            room && std::mem::take(&mut state.starved)
+        };
+        if room {
+            inner.tell_room();
+        }
+    }
+
+    /// The standby has every write of every epoch up to this one durably in its copy. In the background the same is done here, and then regions are cleared in the log.
+    pub fn peer_durable(&self, epoch: Epoch) {
+        let inner = &self.inner;
+        let mut state = inner.lock();
+        if let Phase::Protected(record) = &state.phase {
+            // Whatever the other host says, it cannot have what was not committed.
+            let epoch = epoch.min(record.released());
+            state.peer_durable = state.peer_durable.max(epoch);
+            inner.changed.notify_all();
+        }
+    }
+
+    /// The link was lost before the standby was recorded at the arbiter: the disk runs alone again. Harmless when it does.
+    pub fn unlink(&self) {
+        self.end_link();
+    }
+
+    /// The standby is struck out of the record, and no other node can ever activate: begins a data generation, durably, answers what had failed, and runs alone.
+    ///
+    /// # Errors
+    /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason.
+    pub fn struck_out(&self) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        {
+            let mut state = inner.lock();
+            if !state.is_primary() {
+                return Ok(());
+            }
+            // From here on the keeper does not change the header for this link.
+            state.session += 1;
+        }
+        // Before anything is released without the standby: two lines that grow apart must be told from each other.
+        let bumped = inner.update_header(|header| header.current = DataId::random());
+        let parked = self.end_link();
+        for (tag, errno) in parked {
+            inner.answer(tag, Err(BlockError::Io(errno)));
+        }
+        bumped
+    }
+
+    /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out; the change log has it marked.
+    pub fn shut(&self) {
+        self.inner.lock().phase = Phase::Shut;
+        self.inner.changed.notify_all();
+    }
+
+    fn end_link(&self) -> Vec<(u64, i32)> {
+        let inner = &self.inner;
+        let (parked, starved) = {
+            let mut state = inner.lock();
+            if !state.is_primary() {
+                return Vec::new();
+            }
+            state.phase = Phase::Alone;
+            state.session += 1;
+            state.last_written.clear();
+            state.peer_durable = Epoch::NONE;
+            state.peer_settled = Epoch::NONE;
+            (std::mem::take(&mut state.parked), std::mem::take(&mut state.starved))
+        };
+        if starved {
+            inner.tell_room();
+        }
+        parked
+    }
+}

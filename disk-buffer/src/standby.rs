@@ -1,0 +1,375 @@
+//! What a disk does for a standby: takes the copy, keeps each epoch's writes until their commit, applies them in order in the background, and becomes a primary's when it is activated.
+//!
+//! Guards S2: nothing of an epoch that is not committed reaches the image, and a guest starts from it only when all of what is committed has.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use types::block::{DiskChange, DiskWrite};
+use types::{Epoch, PAGE_SIZE};
+
+use crate::disk::{Disk, Inner, MEDIUM_BOUND, Phase, State, copy_of};
+use crate::engine::{Answer, Op, Way};
+use crate::error::DiskError;
+use crate::hooks::DiskEvent;
+use crate::identity::{CopyState, DataId, Identity};
+use crate::image::is_zero;
+use crate::plan::Plan;
+
+/// Writes handed to the engine and not carried out, at most: more wait with the caller, and through it the link. What an activation has to wait for at worst.
+pub const BACKLOG_REQUESTS: usize = 512;
+/// The same in bytes of content.
+pub const BACKLOG_BYTES: usize = 32 << 20;
+/// Piece of the copy's wiping: `Op::Zero` may have to write it.
+const WIPE_BYTES: u64 = 64 << 20;
+
+/// Where a standby's copy is.
+#[derive(Debug)]
+pub(crate) struct Following {
+    /// The primary's data generation and disk, taken over when the copy is consistent.
+    pub(crate) id: DataId,
+    pub(crate) current: DataId,
+    /// Complete epochs that are not committed.
+    staged: VecDeque<(Epoch, Vec<DiskWrite>)>,
+    staged_last: Epoch,
+    committed: Epoch,
+    /// Committed epochs that are not carried out wholly, with what is missing.
+    under_way: VecDeque<(Epoch, usize)>,
+    /// Newest epoch that is in the image (perhaps only in the host's cache).
+    pub(crate) applied: Epoch,
+    /// Newest epoch that is durable.
+    pub(crate) settled: Epoch,
+    /// Newest epoch that changed something.
+    pub(crate) touched: Epoch,
+    backlog_requests: usize,
+    backlog_bytes: usize,
+    /// An epoch is being handed to the engine: it is not carried out wholly even if nothing is missing at the moment.
+    submitting: bool,
+}
+
+impl Following {
+    fn new(id: DataId, current: DataId) -> Following {
+        Following {
+            id,
+            current,
+            staged: VecDeque::new(),
+            staged_last: Epoch::NONE,
+            committed: Epoch::NONE,
+            under_way: VecDeque::new(),
+            applied: Epoch::NONE,
+            settled: Epoch::NONE,
+            touched: Epoch::NONE,
+            backlog_requests: 0,
+            backlog_bytes: 0,
+            submitting: false,
+        }
+    }
+
+    fn advance(&mut self) {
+        while let Some((epoch, 0)) = self.under_way.front().copied() {
+            if self.submitting && self.under_way.len() == 1 {
+                return;
+            }
+            self.applied = epoch;
+            self.under_way.pop_front();
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.backlog_requests == 0 && self.under_way.is_empty()
+    }
+}
+
+impl Disk {
+    /// This copy joins a primary with this plan: it says durably that it is incomplete, before its first byte changes. Before the primary is answered. For a full copy it is made to read as zeros.
+    ///
+    /// # Errors
+    /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] at a primary, and when the medium fails.
+    pub fn join(&self, plan: &Plan, primary: &Identity) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        if let Plan::Refuse(refusal) = plan {
+            return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
+        }
+        // What an earlier primary had committed is finished first.
+        let mut state = inner.wait_idle(MEDIUM_BOUND)?;
+        if !matches!(state.phase, Phase::Idle | Phase::Standby(_)) {
+            return Err(inner.wrong_phase("following a primary", &state));
+        }
+        // Before the header is changed: from here on the keeper does not change it for the earlier link.
+        state.session += 1;
+        drop(state);
+        let full = matches!(plan, Plan::Full(_));
+        inner.update_header(|header| {
+            header.state = CopyState::Copying;
+            header.joining = DataId::NONE;
+            if full {
+                // Nothing is known about a content of which some is gone: broken off, it has to be copied as a whole again.
+                header.id = primary.id;
+                header.current = DataId::NONE;
+                header.base = DataId::NONE;
+            }
+        })?;
+        {
+            let mut state = inner.lock();
+            state.overwrite = false;
+            state.phase = Phase::Standby(Following::new(primary.id, primary.current));
+        }
+        if full { self.wipe() } else { Ok(()) }
+    }
+
+    /// Takes a block of the copy: up to 4096 bytes at `offset`, `None` for zeros. What lies beyond the end of the disk is dropped. Waits for room; an error of the medium is found later.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        let bytes = inner.info_bytes();
+        let len = data.map_or(PAGE_SIZE, <[u8]>::len) as u64;
+        if offset >= bytes || !offset.is_multiple_of(512) {
+            return Err(DiskError::OutOfRange { disk: inner.index, offset, len, bytes });
+        }
+        let len = len.min(bytes - offset);
+        let op = match data {
+            Some(data) if !is_zero(data) => Op::Write { offset, data: Arc::from(&data[..len as usize]) },
+            _ => Op::Zero { offset, len, unmap: true },
+        };
+        inner.apply(op, None)
+    }
+
+    /// Keeps the writes of a complete epoch until it is committed. Those of other disks are not taken.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`], [`DiskError::OutOfRange`], [`DiskError::Phase`], [`DiskError::Failed`]; nothing is kept then.
+    pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        let bytes = inner.info_bytes();
+        for write in &writes {
+            let fits = write.offset.checked_add(write.len()).is_some_and(|end| end <= bytes);
+            if write.disk != inner.index || !fits {
+                return Err(DiskError::OutOfRange { disk: write.disk, offset: write.offset, len: write.len(), bytes });
+            }
+        }
+        let mut state = inner.lock();
+        let Phase::Standby(following) = &mut state.phase else { return Err(inner.wrong_phase("keeping an epoch", &state)) };
+        let expected = following.staged_last.next();
+        if epoch != expected {
+            return Err(DiskError::EpochOrder { disk: inner.index, epoch, expected });
+        }
+        following.staged.push_back((epoch, writes));
+        following.staged_last = epoch;
+        Ok(())
+    }
+
+    /// Every epoch up to this one is committed: its writes go to the image, in order. Waits while too much is under way, not for the writes.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        loop {
+            let (now, writes) = {
+                let mut state = inner.lock();
+                let Phase::Standby(following) = &mut state.phase else { return Err(inner.wrong_phase("committing an epoch", &state)) };
+                if epoch > following.staged_last {
+                    return Err(DiskError::EpochOrder { disk: inner.index, epoch, expected: following.staged_last });
+                }
+                let Some((now, writes)) = following.staged.pop_front_if(|(staged, _)| *staged <= epoch) else { return Ok(()) };
+                following.committed = now;
+                following.under_way.push_back((now, 0));
+                following.submitting = true;
+                if !writes.is_empty() {
+                    following.touched = now;
+                }
+                (now, writes)
+            };
+            let applied = writes.into_iter().try_for_each(|write| inner.apply(as_op(write), Some(now)));
+            {
+                let mut state = inner.lock();
+                if let Phase::Standby(following) = &mut state.phase {
+                    following.submitting = false;
+                    following.advance();
+                }
+            }
+            inner.changed.notify_all();
+            applied?;
+        }
+    }
+
+    /// Waits until everything committed and copied so far is in the image (perhaps only in the host's cache), and names the newest such epoch.
+    ///
+    /// # Errors
+    /// [`DiskError::Phase`] at a primary, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`].
+    pub fn wait_applied(&self, bound: Duration) -> Result<Epoch, DiskError> {
+        let state = self.inner.wait_idle(bound)?;
+        match &state.phase {
+            Phase::Standby(following) => Ok(following.applied),
+            _ => Err(self.inner.wrong_phase("waiting for its epochs", &state)),
+        }
+    }
+
+    /// The link is lost, or no more is to be committed: what is kept and not committed is thrown away.
+    pub fn discard_uncommitted(&self) {
+        if let Phase::Standby(following) = &mut self.inner.lock().phase {
+            following.staged.clear();
+            following.staged_last = following.committed;
+        }
+    }
+
+    /// After the grant, before the guest runs: finishes what is committed, throws away what is not, and begins a data generation, durably. From here on the disk is a primary's that runs alone. The copy
+    /// is made durable in the background, at once.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`] when no epoch was committed, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`]. The guest must not run then.
+    pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        self.discard_uncommitted();
+        let (id, old) = {
+            let mut state = inner.wait_idle(bound)?;
+            // As in `join`.
+            state.session += 1;
+            let Phase::Standby(following) = &state.phase else { return Err(inner.wrong_phase("activating it", &state)) };
+            if following.applied == Epoch::NONE {
+                let why = "no epoch was committed to it";
+                return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why });
+            }
+            (following.id, following.current)
+        };
+        inner.update_header(|header| {
+            header.id = id;
+            header.base = old;
+            header.current = DataId::random();
+            header.joining = DataId::NONE;
+            // Consistent when it is durable; until then a loss of power may have lost what the guest believes to be flushed.
+            header.state = CopyState::Following;
+        })?;
+        let mut state = inner.lock();
+        state.phase = Phase::Alone;
+        state.unsettled = true;
+        drop(state);
+        inner.changed.notify_all();
+        Ok(())
+    }
+
+    /// Makes the whole image read as zeros.
+    fn wipe(&self) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        let bytes = inner.info_bytes();
+        let mut offset = 0;
+        while offset < bytes {
+            let len = (bytes - offset).min(WIPE_BYTES);
+            inner.apply(Op::Zero { offset, len, unmap: true }, None)?;
+            offset += len;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Hands one change to the engine, of an epoch or of the copy, when there is room.
+    fn apply(self: &Arc<Self>, op: Op, epoch: Option<Epoch>) -> Result<(), DiskError> {
+        let payload = match &op {
+            Op::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        let until = Instant::now() + MEDIUM_BOUND;
+        let mut state = self.lock();
+        let session = state.session;
+        loop {
+            let Phase::Standby(following) = &mut state.phase else { return Err(self.wrong_phase("applying writes", &state)) };
+            let room = following.backlog_requests < BACKLOG_REQUESTS
+                && (following.backlog_bytes == 0 || following.backlog_bytes + payload <= BACKLOG_BYTES);
+            if room {
+                following.backlog_requests += 1;
+                following.backlog_bytes += payload;
+                if let (Some(epoch), Some(last)) = (epoch, following.under_way.back_mut()) {
+                    debug_assert_eq!(epoch, last.0);
+                    last.1 += 1;
+                }
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DiskError::Slow { disk: self.index, bound: MEDIUM_BOUND });
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        let inner = Arc::downgrade(self);
+        let reply = Box::new(move |answer| {
+            if let Some(inner) = inner.upgrade() {
+                inner.applied(session, payload, epoch, answer);
+            }
+        });
+        // The page cache takes bursts; settling makes them durable. No marks: the primary's log has the regions.
+        let ended = self.engine.submit(op, Way { direct: false, mark: false }, reply).is_err();
+        drop(state);
+        if ended {
+            self.fail(io::Error::from_raw_os_error(libc::EIO), "the engine");
+        }
+        Ok(())
+    }
+
+    fn applied(&self, session: u64, payload: usize, epoch: Option<Epoch>, answer: Answer) {
+        {
+            let mut state = self.lock();
+            let same = state.session == session;
+            if let (Phase::Standby(following), true) = (&mut state.phase, same) {
+                following.backlog_requests -= 1;
+                following.backlog_bytes -= payload;
+                if answer.is_ok()
+                    && let Some(entry) = epoch.and_then(|epoch| following.under_way.iter_mut().find(|(under_way, _)| *under_way == epoch))
+                {
+                    entry.1 -= 1;
+                }
+                following.advance();
+            }
+        }
+        self.changed.notify_all();
+        if let Err(errno) = answer {
+            self.fail(io::Error::from_raw_os_error(errno), "writing to it");
+        }
+    }
+
+    /// The standby's copy cannot follow any more.
+    pub(crate) fn fail(&self, error: io::Error, what: &'static str) {
+        let error = Arc::new(error);
+        {
+            let mut state = self.lock();
+            if !matches!(state.phase, Phase::Standby(_)) {
+                return;
+            }
+            state.phase = Phase::Failed(Arc::clone(&error));
+        }
+        self.changed.notify_all();
+        tracing::error!(disk = %self.index, %error, what, "this standby's disk failed; it will not be activated");
+        self.tell(DiskEvent::Failed { disk: self.index, error });
+    }
+
+    /// The state when nothing that was committed or copied is under way any more.
+    fn wait_idle(&self, bound: Duration) -> Result<std::sync::MutexGuard<'_, State>, DiskError> {
+        let until = Instant::now() + bound;
+        let mut state = self.lock();
+        loop {
+            match &state.phase {
+                Phase::Standby(following) if !following.idle() => {}
+                Phase::Failed(error) => return Err(DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) }),
+                _ => return Ok(state),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DiskError::Slow { disk: self.index, bound });
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn as_op(write: DiskWrite) -> Op {
+    let offset = write.offset;
+    match write.change {
+        DiskChange::Data(data) => Op::Write { offset, data },
+        DiskChange::Zeroes { len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
+        DiskChange::Discard { len } => Op::Discard { offset, len },
+    }
+}

@@ -1,0 +1,229 @@
+//! Two hosts' copies of a disk in one process, and a guest that writes at random; used by the tests of whole disks.
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use disk_buffer::engine::faults::Faults;
+use disk_buffer::record::Limits;
+use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Hooks, Plan, plan};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use types::block::{BlockDone, BlockOp, BlockRequest, DiskIndex};
+use types::{Commit, Epoch, Generation};
+
+pub const BOUND: Duration = Duration::from_secs(20);
+pub const MIB: u64 = 1 << 20;
+
+/// One host's disk with what it told.
+pub struct Host {
+    pub disk: Arc<Disk>,
+    pub events: Receiver<DiskEvent>,
+    pub room: Receiver<()>,
+    pub pressure: Receiver<()>,
+    pub path: PathBuf,
+}
+
+pub fn options(path: &Path) -> DiskOptions {
+    DiskOptions { path: path.to_owned(), ..DiskOptions::default() }
+}
+
+/// A sparse image.
+pub fn image(directory: &Path, name: &str, bytes: u64) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+    path
+}
+
+impl Host {
+    pub fn open(options: &DiskOptions) -> Host {
+        Host::open_with(options, Limits::default(), None)
+    }
+
+    pub fn open_with(options: &DiskOptions, limits: Limits, faults: Option<Arc<dyn Faults>>) -> Host {
+        let disk = Arc::new(Disk::open_with(DiskIndex(0), options, limits, faults).unwrap());
+        let (tell, events) = channel();
+        let (tell_room, room) = channel();
+        let (tell_pressure, pressure) = channel();
+        let send = |to: Sender<()>| {
+            let to = Mutex::new(to);
+            Box::new(move || {
+                let _ = to.lock().unwrap().send(());
+            })
+        };
+        let tell = Mutex::new(tell);
+        disk.attach(Hooks {
+            room: send(tell_room),
+            pressure: send(tell_pressure),
+            event: Box::new(move |event| {
+                let _ = tell.lock().unwrap().send(event);
+            }),
+        });
+        Host { disk, events, room, pressure, path: options.path.clone() }
+    }
+
+    pub fn content(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+
+    /// Waits for answers to requests.
+    pub fn answers(&self) -> Vec<BlockDone> {
+        let mut done = Vec::new();
+        while done.is_empty() {
+            // SAFETY: the disk, and with it its eventfd, lives as long as self.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.disk.event()) };
+            let ready = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::try_from(20_000).unwrap()).unwrap();
+            assert_eq!(ready, 1, "an answer within 20 s");
+            self.disk.take_done(&mut done);
+        }
+        done
+    }
+
+    /// Submits one request and waits for its answer.
+    pub fn ask(&self, op: BlockOp) -> BlockDone {
+        self.disk.submit(BlockRequest { tag: u64::MAX, op }).unwrap();
+        let done = self.answers();
+        assert_eq!((done.len(), done[0].tag), (1, u64::MAX));
+        done.into_iter().next().unwrap()
+    }
+
+    pub fn write(&self, offset: u64, byte: u8, len: usize) {
+        let done = self.ask(BlockOp::Write { offset, data: vec![byte; len].into() });
+        assert_eq!(done.result, Ok(None));
+    }
+
+    pub fn wait_durable(&self, at_least: u64) {
+        loop {
+            match self.events.recv_timeout(BOUND).unwrap() {
+                DiskEvent::Durable { epoch, .. } if epoch.0 >= at_least => return,
+                DiskEvent::Durable { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// A guest that writes at random, and what its disk must hold.
+pub struct Guest {
+    pub model: Vec<u8>,
+    pub random: StdRng,
+    tag: u64,
+    pub in_flight: usize,
+}
+
+impl Guest {
+    pub fn new(model: Vec<u8>, seed: u64) -> Guest {
+        Guest { model, random: StdRng::seed_from_u64(seed), tag: 0, in_flight: 0 }
+    }
+
+    /// Any request, from 512 bytes to 1 MiB, many of them overlapping one another.
+    pub fn any_op(&mut self) -> BlockOp {
+        let sectors = self.model.len() as u64 / 512;
+        let len = match self.random.random_range(0..10) {
+            0..4 => 1,
+            4..7 => 8,
+            7..9 => self.random.random_range(1..64),
+            _ => self.random.random_range(64..=2048),
+        };
+        // Half of the disk is left in peace, a small part is hot.
+        let window = if self.random.random_bool(0.5) { sectors / 16 } else { sectors };
+        let start = self.random.random_range(0..window.min(sectors - len).max(1));
+        let (offset, bytes) = (start * 512, len * 512);
+        match self.random.random_range(0..20) {
+            0 => BlockOp::Flush,
+            1 => BlockOp::Discard { offset, len: bytes },
+            2 => BlockOp::WriteZeroes { offset, len: bytes, may_unmap: self.random.random() },
+            3 => BlockOp::Read { offset, len: bytes as u32 },
+            _ => {
+                let mut data = vec![0u8; bytes as usize];
+                let stamp: u64 = self.random.random();
+                for (index, word) in data.chunks_mut(8).enumerate() {
+                    word.copy_from_slice(&(stamp ^ index as u64).to_le_bytes());
+                }
+                BlockOp::Write { offset, data: data.into() }
+            }
+        }
+    }
+
+    fn remember(&mut self, op: &BlockOp) {
+        match op {
+            BlockOp::Write { offset, data } => self.model[*offset as usize..*offset as usize + data.len()].copy_from_slice(data),
+            BlockOp::Discard { offset, len } | BlockOp::WriteZeroes { offset, len, .. } => {
+                self.model[*offset as usize..(offset + len) as usize].fill(0);
+            }
+            BlockOp::Read { .. } | BlockOp::Flush => {}
+        }
+    }
+
+    /// Submits a request at random, and looks at what has been answered. `false`: the disk had no room.
+    pub fn act(&mut self, host: &Host) -> bool {
+        let op = self.any_op();
+        self.tag += 1;
+        let taken = host.disk.submit(BlockRequest { tag: self.tag, op: op.clone() }).is_ok();
+        if taken {
+            self.remember(&op);
+            self.in_flight += 1;
+        }
+        let mut done = Vec::new();
+        host.disk.take_done(&mut done);
+        self.answered(&done);
+        taken
+    }
+
+    pub fn answered(&mut self, done: &[BlockDone]) {
+        for answer in done {
+            assert!(answer.result.is_ok(), "{answer:?}");
+            self.in_flight -= 1;
+        }
+    }
+
+    pub fn finish(&mut self, host: &Host) {
+        while self.in_flight > 0 {
+            let done = host.answers();
+            self.answered(&done);
+        }
+    }
+}
+
+/// Agrees on a plan and joins, as the two nodes do.
+pub fn join(primary: &Host, standby: &Host) -> (Plan, DiskCopy) {
+    let identity = primary.disk.identity().unwrap();
+    let theirs = standby.disk.identity().unwrap();
+    let plan = plan(&identity, &theirs);
+    standby.disk.join(&plan, &identity).unwrap();
+    let copy = primary.disk.begin_copy(&plan, &theirs).unwrap();
+    (plan, copy)
+}
+
+/// Hands the rest of the pass over; how many blocks there were.
+pub fn hand_over(copy: &mut DiskCopy, standby: &Host) -> usize {
+    let mut blocks = 0;
+    while let Some(piece) = copy.next_piece().unwrap() {
+        for (number, content) in piece.blocks() {
+            standby.disk.sync_block(number * 4096, content).unwrap();
+            blocks += 1;
+        }
+    }
+    blocks
+}
+
+/// Seals, sends and commits an epoch.
+pub fn epoch(primary: &Host, standby: &Host, number: u64) {
+    let sealed = primary.disk.seal(Epoch(number)).unwrap();
+    standby.disk.stage(Epoch(number), sealed.to_vec()).unwrap();
+    standby.disk.commit(Epoch(number)).unwrap();
+    primary.disk.release(&Commit::attest(Generation(1), Epoch(number)));
+}
+
+/// Copies everything, and commits epoch 1.
+pub fn protect(primary: &Host, standby: &Host) -> Plan {
+    let (plan, mut copy) = join(primary, standby);
+    hand_over(&mut copy, standby);
+    copy.record().unwrap();
+    hand_over(&mut copy, standby);
+    epoch(primary, standby, 1);
+    plan
+}
