@@ -3,12 +3,17 @@
 //! Lives here: the device trait, the driver-visible core (status, features, queues), the interrupt, the queue, the two transports
 //! ([`mmio`], [`pci`]) and, each in a folder of its own, the devices. Not here: KVM; ioeventfds and irqfds are plain eventfds until the machine registers them.
 
+pub mod blk;
 mod core;
+mod counters;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod pci;
 pub(crate) mod queue;
+pub mod rng;
+#[cfg(test)]
+mod testing;
 
 pub use self::core::{SavedCore, VirtioCore};
 pub use interrupt::Interrupt;
@@ -18,6 +23,8 @@ pub use queue::{QUEUE_SIZE_MAX, RingError, SavedQueue};
 
 /// Feature bit: the device follows virtio 1.0 or later.
 pub const F_VERSION_1: u64 = 1 << 32;
+/// Feature bit: a chain may lie in a table of its own, which takes one descriptor of the ring.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Feature bit: interrupts and kicks are suppressed by event indices.
 pub const F_EVENT_IDX: u64 = 1 << 29;
 

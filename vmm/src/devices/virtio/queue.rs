@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -18,6 +19,9 @@ use crate::devices::DeviceError;
 /// Largest queue offered to a driver, in descriptors. 256 is what Linux uses at most per network queue without asking for more, and it
 /// bounds the work that one chain can cause.
 pub const QUEUE_SIZE_MAX: u16 = 256;
+
+/// Size of `struct virtq_desc`.
+const DESCRIPTOR_BYTES: u64 = 16;
 
 /// `VRING_AVAIL_F_NO_INTERRUPT` of the virtio specification, section 2.7.6.
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -72,6 +76,16 @@ pub enum RingError {
         head: u16,
         /// "read" or "write".
         access: &'static str,
+    },
+    /// The chain is not what the device's requests look like.
+    #[error("queue {queue}: the chain at {head} is no request: {reason}")]
+    Request {
+        /// Queue index.
+        queue: usize,
+        /// Index of the chain's head.
+        head: u16,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// The chain's buffers are together too short or too long.
     #[error("queue {queue}: the chain at {head} has {bytes} bytes; {least} to {most} make sense")]
@@ -151,13 +165,14 @@ pub(crate) struct VirtioQueue {
     ring: Queue,
     kick: Arc<EventFd>,
     told: Told,
+    life: u64,
 }
 
 impl VirtioQueue {
     pub(crate) fn new(index: usize) -> Result<VirtioQueue, DeviceError> {
         let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DeviceError::EventFd { purpose: "a virtio queue", source })?;
         let ring = new_ring()?;
-        Ok(VirtioQueue { index, registers: QueueRegisters::at_reset(), ring, kick: Arc::new(kick), told: Told::Nothing })
+        Ok(VirtioQueue { index, registers: QueueRegisters::at_reset(), ring, kick: Arc::new(kick), told: Told::Nothing, life: 0 })
     }
 
     /// The eventfd that the guest's kick writes.
@@ -169,7 +184,13 @@ impl VirtioQueue {
         self.ring.ready()
     }
 
+    /// Changes whenever the driver sets the queue up or takes it away: chains taken in one life are not to be completed in another.
+    pub(crate) fn life(&self) -> u64 {
+        self.life
+    }
+
     pub(crate) fn reset(&mut self) {
+        self.life += 1;
         self.registers = QueueRegisters::at_reset();
         self.told = Told::Nothing;
         self.ring.reset();
@@ -180,10 +201,12 @@ impl VirtioQueue {
         let saved = SavedQueue { registers: self.registers, ready: true, event_idx, next_avail: 0, next_used: 0 };
         self.ring = self.build(memory, &saved)?;
         self.told = Told::Nothing;
+        self.life += 1;
         Ok(())
     }
 
     pub(crate) fn disable(&mut self) {
+        self.life += 1;
         self.ring.set_ready(false);
     }
 
@@ -256,23 +279,48 @@ impl VirtioQueue {
             return Ok(None);
         };
         let head = chain.head_index();
-        let mut unfinished = true;
-        for descriptor in chain {
-            if segments.len() == usize::from(QUEUE_SIZE_MAX) {
-                unfinished = true;
-                break;
+        self.chain_at(memory, head, segments)?;
+        Ok(Some(head))
+    }
+
+    /// Follows the chain at `head`, which was popped at some time before, in this life or before the state was saved. Same bounds as
+    /// [`VirtioQueue::pop`].
+    pub(crate) fn chain_at(&self, memory: &GuestMemory, head: u16, segments: &mut Vec<Segment>) -> Result<(), RingError> {
+        segments.clear();
+        let mut table = self.ring.desc_table();
+        let mut left = self.ring.size();
+        let (mut size, mut index, mut indirect, mut bytes) = (left, head, false, 0u32);
+        loop {
+            let unfinished = || RingError::Chain { queue: self.index, head, descriptors: segments.len() };
+            if left == 0 || index >= size {
+                return Err(unfinished());
             }
-            unfinished = descriptor.has_next();
+            let place = table.checked_add(u64::from(index) * DESCRIPTOR_BYTES).ok_or_else(unfinished)?;
+            let descriptor: Descriptor = memory.read_obj(GuestAddress(place)).map_err(|_| unfinished())?;
+            if descriptor.refers_to_indirect_table() {
+                // Virtio 1.2, section 2.7.5.3: one level only, and a whole number of descriptors.
+                let entries = u64::from(descriptor.len()) / DESCRIPTOR_BYTES;
+                let whole = u64::from(descriptor.len()).is_multiple_of(DESCRIPTOR_BYTES);
+                left = u16::try_from(entries).ok().filter(|_| whole && !indirect).ok_or_else(unfinished)?;
+                (table, size, index, indirect) = (descriptor.addr().0, left, 0, true);
+                continue;
+            }
+            if segments.len() == usize::from(QUEUE_SIZE_MAX) {
+                return Err(unfinished());
+            }
+            // Section 2.7.5.2: a chain is no longer than 4 GiB in all.
+            bytes = bytes.checked_add(descriptor.len()).ok_or_else(unfinished)?;
             segments.push(Segment {
                 address: descriptor.addr(),
                 length: descriptor.len() as usize,
                 device_writes: descriptor.is_write_only(),
             });
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+            left -= 1;
         }
-        if unfinished {
-            return Err(RingError::Chain { queue: self.index, head, descriptors: segments.len() });
-        }
-        Ok(Some(head))
     }
 
     /// Puts the chain that [`VirtioQueue::pop`] returned last back, as if it had not been taken.

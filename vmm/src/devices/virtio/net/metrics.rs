@@ -1,32 +1,13 @@
-//! What a network card counts. Plain relaxed counters: they tell an operator, nothing decides by them.
+//! What a network card counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
-        /// The live counters of one card, shared with whoever reports them.
-        #[derive(Debug, Default)]
-        pub struct NetMetrics {
-            $(pub(crate) $name: AtomicU64,)+
-        }
-
-        /// The counters at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct NetCounts {
-            $($(#[$doc])* pub $name: u64,)+
-        }
-
-        impl NetMetrics {
-            /// The counters now.
-            #[must_use]
-            pub fn counts(&self) -> NetCounts {
-                NetCounts { $($name: self.$name.load(Ordering::Relaxed),)+ }
-            }
-        }
-    };
-}
+pub(crate) use crate::devices::virtio::counters::add;
+use crate::devices::virtio::counters::counters;
 
 counters! {
+    /// The live counters of one card, shared with whoever reports them.
+    NetMetrics,
+    /// The counters at one moment.
+    NetCounts:
     /// Frames the guest sent that the sink took.
     tx_frames,
     /// Bytes in them.
@@ -51,8 +32,4 @@ counters! {
     early_kicks,
     /// Interrupts raised.
     interrupts,
-}
-
-pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-    counter.fetch_add(amount, Ordering::Relaxed);
 }
