@@ -228,7 +228,11 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
 
 fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<OutputPath>), NodeError> {
     let output = OutputPath::new(Limits::default(), outlets.console())?;
-    let sinks = Sinks { frames: Arc::clone(&output) as Arc<dyn vmm::FrameSink>, console: Arc::clone(&output) as Arc<dyn vmm::ConsoleSink> };
+    let sinks = Sinks {
+        frames: Arc::clone(&output) as Arc<dyn vmm::FrameSink>,
+        console: Arc::clone(&output) as Arc<dyn vmm::ConsoleSink>,
+        disks: Vec::new(),
+    };
     let shape = &config.machine;
     let machine = Machine::new(
         &vmm::MachineConfig {
@@ -242,6 +246,7 @@ fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<Outpu
             },
             vcpus: shape.vcpus,
             nets: shape.nets.iter().map(|net| vmm::NetConfig { tap: net.tap.clone(), mac: net.mac }).collect(),
+            rng: shape.rng,
             bus: vmm::Bus::Mmio,
             dirty: match config.dirty_tracking {
                 config::DirtyTracking::Auto => dirty_tracking::Choice::Auto,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use crate::{ConsoleSink, FrameSink};
+use crate::{BlockBackend, ConsoleSink, FrameSink};
 
 /// Shape of a machine. Primary and standby must be made from the same shape (TAP names and backing may differ).
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct MachineConfig {
     pub vcpus: u8,
     /// Network interfaces, at most [`crate::MAX_NETS`].
     pub nets: Vec<NetConfig>,
+    /// Whether the guest has an entropy source (virtio-rng).
+    pub rng: bool,
     /// How virtio devices meet the guest.
     pub bus: Bus,
     /// How dirty pages are found.
@@ -80,13 +82,15 @@ pub enum KernelImage {
     Bytes(&'static [u8]),
 }
 
-/// Where a machine's output goes.
+/// Where a machine's output goes, and who carries out its disk requests.
 #[derive(Clone)]
 pub struct Sinks {
     /// Frames the guest sends.
     pub frames: Arc<dyn FrameSink>,
     /// Bytes the guest writes to its console.
     pub console: Arc<dyn ConsoleSink>,
+    /// The guest's disks in order, at most [`crate::MAX_DISKS`]. Their number and what they tell of themselves are part of the guest's shape.
+    pub disks: Vec<Arc<dyn BlockBackend>>,
 }
 
 /// Something a machine has to tell while it runs.

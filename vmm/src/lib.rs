@@ -42,5 +42,8 @@ pub type GuestMemory = vm_memory::GuestMemoryMmap<dirty_tracking::WriteLog>;
 /// Most vCPUs a machine may have: the capture barrier and the APIC ids (8 bits) are made for this many.
 pub const MAX_VCPUS: u8 = 64;
 
+/// Most disks: more than any guest on one host wants, and few enough that they find a place on a PCI bus beside the other devices.
+pub const MAX_DISKS: usize = 16;
+
 /// Most network interfaces; how many virtio devices there can be in all depends on the bus.
 pub const MAX_NETS: usize = 16;

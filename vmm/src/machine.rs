@@ -12,6 +12,7 @@ use std::{
 use crossbeam::channel::Receiver;
 use dirty_tracking::{DirtySet, DirtyTracker as _, Kind, Layout, Merged};
 use kvm_ioctls::VmFd;
+use types::block::DiskIndex;
 
 use crate::{
     GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError,
@@ -22,7 +23,10 @@ use crate::{
         pci::PciRoot,
         serial::SerialConsole,
         tap::TapWriter,
-        virtio::net::{NetDevice, NetMetrics},
+        virtio::{
+            blk::{BlkDevice, BlkMetrics},
+            net::{NetDevice, NetMetrics},
+        },
         worker::{DeviceWorker, Quiesced, WorkerHandle},
     },
     setup,
@@ -84,6 +88,7 @@ pub struct Machine {
     /// The PCI bus, if that is what virtio devices are on.
     pub(crate) pci: Option<Arc<PciRoot>>,
     pub(crate) nets: Vec<Net>,
+    pub(crate) disks: Vec<Arc<Mutex<BlkDevice>>>,
     pub(crate) serial: Arc<Mutex<SerialConsole>>,
     pub(crate) platform: Arc<Mutex<Platform>>,
     /// The machine's own state before anything ran in it: what a reset goes back to.
@@ -344,6 +349,12 @@ impl Machine {
         self.nets.get(usize::from(port)).map(|net| lock(&net.card).metrics())
     }
 
+    /// Counters of disk `index`.
+    #[must_use]
+    pub fn disk_metrics(&self, index: DiskIndex) -> Option<Arc<BlkMetrics>> {
+        self.disks.get(usize::from(index.0)).map(|disk| lock(disk).metrics())
+    }
+
     /// Frames, with their ports, that tell the network that the guest is here now: to be sent after activation.
     #[must_use]
     pub fn announcements(&self) -> Vec<(u8, Vec<u8>)> {
@@ -361,7 +372,7 @@ impl Machine {
         frames.into_iter().map(give).filter(|taken| *taken).count()
     }
 
-    /// Offers frames again that a sink refused with `SinkFull`.
+    /// Offers frames and disk requests again that a sink refused with `SinkFull`.
     pub fn retry_output(&self) {
         self.worker_handle.retry();
     }

@@ -38,10 +38,12 @@ fn counting() -> Option<Machine> {
         memory: MemoryConfig { bytes: 16 << 20, backing: Backing::Anonymous },
         vcpus: 1,
         nets: Vec::new(),
+        rng: false,
         bus: crate::Bus::Mmio,
         dirty: Choice::Auto,
     };
-    let machine = Machine::new(&config, Sinks { frames: Arc::new(Nothing), console: Arc::new(Nothing) }).expect("a machine");
+    let machine =
+        Machine::new(&config, Sinks { frames: Arc::new(Nothing), console: Arc::new(Nothing), disks: Vec::new() }).expect("a machine");
     machine.memory.write_slice(COUNT, GuestAddress(CODE)).expect("in memory");
     machine
         .on_vcpu(0, |vcpu| {

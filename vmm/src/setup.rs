@@ -16,9 +16,10 @@ use kvm_bindings::{
     KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use types::block::DiskIndex;
 
 use crate::{
-    GuestMemory, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    GuestMemory, MAX_DISKS, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
     acpi::{self, events::Platform},
     attach::{Attached, Slots},
     cpuid,
@@ -26,7 +27,11 @@ use crate::{
         DeviceError,
         serial::{SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SerialConsole},
         tap::{Tap, TapOptions, TapWriter},
-        virtio::net::{NetConfig as CardConfig, NetDevice},
+        virtio::{
+            blk::BlkDevice,
+            net::{NetConfig as CardConfig, NetDevice},
+            rng::{HostEntropy, RngDevice},
+        },
         worker::{DeviceWorker, Quiesced},
     },
     layout::{KVM_PAGES, LAST_PIN},
@@ -86,19 +91,22 @@ fn device(name: &str) -> impl Fn(DeviceError) -> VmmError {
     move |error| VmmError::Device { device: name.to_owned(), reason: error.to_string() }
 }
 
-fn check_shape(config: &MachineConfig) -> Result<(), VmmError> {
+fn check_shape(config: &MachineConfig, sinks: &Sinks) -> Result<(), VmmError> {
     if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
         return Err(VmmError::Config(format!("{} vCPUs; a machine has 1 to {MAX_VCPUS}", config.vcpus)));
     }
     if config.nets.len() > MAX_NETS {
         return Err(VmmError::Config(format!("{} network interfaces; a machine has at most {MAX_NETS}", config.nets.len())));
     }
+    if sinks.disks.len() > MAX_DISKS {
+        return Err(VmmError::Config(format!("{} disks; a machine has at most {MAX_DISKS}", sinks.disks.len())));
+    }
     Ok(())
 }
 
 /// Makes a machine; see [`Machine::new`].
 pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, VmmError> {
-    check_shape(config)?;
+    check_shape(config, &sinks)?;
     let kvm = open_kvm()?;
     let (guest_memory, layout) = memory::map(&config.memory)?;
     let memory = Arc::new(guest_memory);
@@ -114,6 +122,11 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let mut buses = Buses::default();
     let mut slots = Slots::new(config.bus, &vm, &mut buses);
     let nets = add_nets(config, &sinks, &memory, &mut slots)?;
+    let disks = add_disks(&sinks, &memory, &mut slots)?;
+    if config.rng {
+        let source = RngDevice::new(GuestMemory::clone(&memory), Box::new(HostEntropy)).map_err(device("rng"))?;
+        slots.attach("rng".to_owned(), Arc::new(Mutex::new(source)))?;
+    }
     let (devices, pci) = slots.finish()?;
     let serial = add_serial(&vm, &sinks, &mut buses)?;
     let platform = add_platform(&vm, &mut buses)?;
@@ -148,6 +161,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         devices,
         pci,
         nets,
+        disks,
         serial,
         platform,
         power_on: None,
@@ -210,6 +224,19 @@ fn add_nets(config: &MachineConfig, sinks: &Sinks, memory: &Arc<GuestMemory>, sl
         nets.push(Net { card, writer });
     }
     Ok(nets)
+}
+
+fn add_disks(sinks: &Sinks, memory: &Arc<GuestMemory>, slots: &mut Slots<'_>) -> Result<Vec<Arc<Mutex<BlkDevice>>>, VmmError> {
+    let mut disks = Vec::with_capacity(sinks.disks.len());
+    for (index, backend) in sinks.disks.iter().enumerate() {
+        let index = DiskIndex(index as u8);
+        let name = index.to_string();
+        let disk = BlkDevice::new(index, GuestMemory::clone(memory), Arc::clone(backend)).map_err(device(&name))?;
+        let disk = Arc::new(Mutex::new(disk));
+        slots.attach(name, Arc::clone(&disk))?;
+        disks.push(disk);
+    }
+    Ok(disks)
 }
 
 fn add_serial(vm: &VmFd, sinks: &Sinks, buses: &mut Buses) -> Result<Arc<Mutex<SerialConsole>>, VmmError> {

@@ -16,7 +16,7 @@ use crate::{
     devices::{
         pci::PciRootState,
         serial::SerialConsoleState,
-        virtio::{PciState, net::NetState},
+        virtio::{PciState, blk::BlkState, net::NetState, rng::RngState},
     },
     raw,
     vcpu::{VcpuState, state::TscPlan},
@@ -61,6 +61,10 @@ pub struct VirtioState {
 pub enum DeviceState {
     /// A network card.
     Net(NetState),
+    /// A disk.
+    Blk(BlkState),
+    /// An entropy source.
+    Rng(RngState),
 }
 
 /// State of one virtio device's transport, by kind.

@@ -70,10 +70,11 @@ fn machine(tap: &str, vcpus: u8) -> Machine {
         memory: MemoryConfig { bytes: MEMORY, backing: Backing::Anonymous },
         vcpus,
         nets: vec![NetConfig { tap: tap.into(), mac: MAC }],
+        rng: false,
         bus: vmm::Bus::Mmio,
         dirty: Choice::Auto,
     };
-    let machine = Machine::new(&config, Sinks { frames: sink.clone(), console: sink.clone() }).expect("a machine");
+    let machine = Machine::new(&config, Sinks { frames: sink.clone(), console: sink.clone(), disks: Vec::new() }).expect("a machine");
     assert!(sink.writer.set(machine.tap_writer(0).expect("port 0")).is_ok());
     machine
 }

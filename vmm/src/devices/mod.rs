@@ -1,6 +1,6 @@
 //! The machine's devices, and the contract each of them keeps.
 //!
-//! Lives here: the buses that vCPU threads dispatch on, virtio-mmio and virtio-net, the serial console, TAP access and the one worker
+//! Lives here: the buses that vCPU threads dispatch on, virtio and its devices, the serial console, TAP access and the one worker
 //! thread that moves frames. Not here: where output goes (the sinks of [`crate::sinks`]), when the machine pauses, or what a checkpoint
 //! is. Guards S1 (a frame leaves the guest only through a sink), S5 (every write to guest memory passes vm-memory's bitmap) and S7 (a
 //! hostile ring breaks its device and nothing else).
@@ -95,6 +95,13 @@ pub enum DeviceError {
     /// The TAP could not be drained at activation.
     #[error("cannot read stale frames from the TAP before the start: {0}")]
     Drain(#[source] std::io::Error),
+}
+
+impl DeviceError {
+    /// A saved state that is not of this kind of device.
+    pub(crate) fn other_kind(device: &'static str) -> DeviceError {
+        DeviceError::StateMismatch { device, reason: "the state is another kind of device's".to_owned() }
+    }
 }
 
 /// Locks a mutex whose holder may have panicked: device state is consistent between frames, and a poisoned lock must not take the

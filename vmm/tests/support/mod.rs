@@ -46,11 +46,18 @@ impl ConsoleSink for Remember {
 }
 
 pub fn sinks(remember: &Arc<Remember>) -> Sinks {
-    Sinks { frames: remember.clone(), console: remember.clone() }
+    Sinks { frames: remember.clone(), console: remember.clone(), disks: Vec::new() }
 }
 
 pub fn config(bytes: u64, vcpus: u8, dirty: Choice) -> MachineConfig {
-    MachineConfig { memory: MemoryConfig { bytes, backing: Backing::Anonymous }, vcpus, nets: Vec::new(), bus: vmm::Bus::Mmio, dirty }
+    MachineConfig {
+        memory: MemoryConfig { bytes, backing: Backing::Anonymous },
+        vcpus,
+        nets: Vec::new(),
+        rng: false,
+        bus: vmm::Bus::Mmio,
+        dirty,
+    }
 }
 
 pub fn machine(bytes: u64, vcpus: u8, dirty: Choice) -> Machine {

@@ -58,7 +58,7 @@ pub(crate) struct Driver<D> {
 impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
     pub(crate) fn new(memory: GuestMemory, device: D) -> Driver<D> {
         let device = Arc::new(Mutex::new(device));
-        Driver { memory, transport: MmioTransport::new(Arc::clone(&device)), device, rings: RINGS, seen: 0 }
+        Driver { memory, transport: MmioTransport::new(Arc::clone(&device)).unwrap(), device, rings: RINGS, seen: 0 }
     }
 
     pub(crate) fn read(&mut self, register: u64) -> u32 {
@@ -177,6 +177,15 @@ impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
             self.seen = self.seen.wrapping_add(1);
         }
         found
+    }
+
+    /// How far [`Driver::used`] has looked: the driver's own memory, which moves with its guest.
+    pub(crate) fn seen(&self) -> u16 {
+        self.seen
+    }
+
+    pub(crate) fn set_seen(&mut self, seen: u16) {
+        self.seen = seen;
     }
 
     pub(crate) fn bytes(&self, address: u64, length: usize) -> Vec<u8> {

@@ -19,13 +19,12 @@ use super::metrics::BlkMetrics;
 use super::request::{Chain, ID_BYTES, Kind, Meaning, QUEUE, Room, Status};
 use super::space::{self, F_FLUSH, Space};
 use super::state::{BLK_STATE_VERSION, BlkState};
-use crate::devices::DeviceError;
 use crate::devices::virtio::counters::add;
-use crate::devices::virtio::interrupt::INTERRUPT_USED;
 use crate::devices::virtio::queue::{RingError, Segment};
 use crate::devices::virtio::{QUEUE_SIZE_MAX, VirtioCore, VirtioDevice};
 use crate::devices::worker::{Batch, WorkerDevice};
-use crate::{BlockBackend, GuestMemory};
+use crate::devices::{DeviceError, MachineDevice};
+use crate::{BlockBackend, DeviceState, GuestMemory};
 
 const DEVICE_TYPE_BLK: u32 = 2;
 
@@ -429,7 +428,7 @@ impl BlkDevice {
         let more = self.answer(leave, &mut budget, &mut used)? || (self.is_current() && self.begin(leave, &mut budget, &mut used)?);
         let (memory, interrupt, queues) = self.core.parts();
         if used && queues[QUEUE].wants_interrupt(memory)? {
-            interrupt.raise(INTERRUPT_USED);
+            interrupt.used(QUEUE);
             add(&self.metrics.interrupts, 1);
         }
         Ok(more)
@@ -500,6 +499,24 @@ impl WorkerDevice for BlkDevice {
 
     fn retry(&mut self) {
         self.sink_full = false;
+    }
+}
+
+impl MachineDevice for BlkDevice {
+    fn save_state(&self) -> DeviceState {
+        DeviceState::Blk(self.save())
+    }
+
+    fn restore_state(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        let DeviceState::Blk(state) = state else {
+            return Err(DeviceError::other_kind("the disk"));
+        };
+        self.restore(state)
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        self.activate();
+        Ok(())
     }
 }
 

@@ -20,6 +20,8 @@ pub mod state;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod lifecycle_tests;
+#[cfg(test)]
 mod random_tests;
 #[cfg(test)]
 mod testing;

@@ -4,7 +4,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use types::block::{BlockDone, BlockError, BlockInfo, BlockOp, BlockRequest, DiskIndex};
-use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::BlkDevice;
@@ -256,11 +255,6 @@ impl Guest {
 
     pub(crate) fn counts(&self) -> super::BlkCounts {
         lock(&self.driver.device).metrics().counts()
-    }
-
-    pub(crate) fn is_in_memory(address: u64) -> bool {
-        use vm_memory::GuestMemoryBackend;
-        memory().address_in_range(GuestAddress(address))
     }
 }
 

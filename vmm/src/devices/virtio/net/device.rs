@@ -399,7 +399,9 @@ impl MachineDevice for NetDevice {
     }
 
     fn restore_state(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
-        let DeviceState::Net(state) = state;
+        let DeviceState::Net(state) = state else {
+            return Err(DeviceError::other_kind("the network card"));
+        };
         self.restore(state)
     }
 

@@ -11,13 +11,12 @@ use vm_memory::Bytes;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::source::Entropy;
-use crate::GuestMemory;
-use crate::devices::DeviceError;
 use crate::devices::virtio::counters::{add, counters};
-use crate::devices::virtio::interrupt::INTERRUPT_USED;
 use crate::devices::virtio::queue::{RingError, Segment};
 use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, QUEUE_SIZE_MAX, SavedCore, VirtioCore, VirtioDevice};
 use crate::devices::worker::{Batch, WorkerDevice};
+use crate::devices::{DeviceError, MachineDevice};
+use crate::{DeviceState, GuestMemory};
 
 const DEVICE_TYPE_RNG: u32 = 4;
 const QUEUE: usize = 0;
@@ -160,7 +159,7 @@ impl RngDevice {
             used = true;
         }
         if used && queue.wants_interrupt(memory)? {
-            interrupt.raise(INTERRUPT_USED);
+            interrupt.used(QUEUE);
         }
         Ok(more)
     }
@@ -211,4 +210,22 @@ impl WorkerDevice for RngDevice {
     }
 
     fn retry(&mut self) {}
+}
+
+impl MachineDevice for RngDevice {
+    fn save_state(&self) -> DeviceState {
+        DeviceState::Rng(self.save())
+    }
+
+    fn restore_state(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
+        let DeviceState::Rng(state) = state else {
+            return Err(DeviceError::other_kind("the entropy source"));
+        };
+        self.restore(state)
+    }
+
+    fn wake(&mut self) -> Result<(), DeviceError> {
+        self.activate();
+        Ok(())
+    }
 }
