@@ -247,7 +247,10 @@ fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<Outpu
             vcpus: shape.vcpus,
             nets: shape.nets.iter().map(|net| vmm::NetConfig { tap: net.tap.clone(), mac: net.mac }).collect(),
             rng: shape.rng,
-            bus: vmm::Bus::Mmio,
+            bus: match shape.bus {
+                config::Bus::Mmio => vmm::Bus::Mmio,
+                config::Bus::Pci => vmm::Bus::Pci,
+            },
             dirty: match config.dirty_tracking {
                 config::DirtyTracking::Auto => dirty_tracking::Choice::Auto,
                 config::DirtyTracking::Bitmap => dirty_tracking::Choice::Bitmap,
