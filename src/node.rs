@@ -17,7 +17,7 @@ use primary::{End, OutputPath, PrimaryConfig, Start};
 use replica::{Outcome, ReplicaConfig};
 use transport::TransportError;
 use types::event::{NodeEventKind, Report};
-use vmm::{BootConfig, KernelImage, Machine, Sinks};
+use vmm::{BootConfig, CpuLevel, CpuModel, KernelImage, Machine, Sinks};
 
 use crate::config::{self, Console, NodeConfig, Peering};
 use outlets::Outlets;
@@ -248,8 +248,14 @@ fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<Outpu
             nets: shape.nets.iter().map(|net| vmm::NetConfig { tap: net.tap.clone(), mac: net.mac }).collect(),
             rng: shape.rng,
             bus: match shape.bus {
-                config::Bus::Mmio => vmm::Bus::Mmio,
                 config::Bus::Pci => vmm::Bus::Pci,
+                config::Bus::Mmio => vmm::Bus::Mmio,
+            },
+            cpu: match shape.cpu {
+                config::CpuModel::Host => CpuModel::Host,
+                config::CpuModel::X8664V1 => CpuModel::Level(CpuLevel::V1),
+                config::CpuModel::X8664V2 => CpuModel::Level(CpuLevel::V2),
+                config::CpuModel::X8664V3 => CpuModel::Level(CpuLevel::V3),
             },
             dirty: match config.dirty_tracking {
                 config::DirtyTracking::Auto => dirty_tracking::Choice::Auto,
@@ -272,7 +278,7 @@ fn shape(config: &NodeConfig, machine: &Machine) -> GuestShape {
         memory_bytes: config.machine.memory.bytes(),
         vcpus: u32::from(config.machine.vcpus),
         nets: config.machine.nets.iter().map(|net| net.mac).collect(),
-        cpu: format!("{:016x}", machine.cpu_fingerprint()),
+        cpu: machine.cpu(),
     }
 }
 

@@ -62,7 +62,15 @@ impl ConsoleSink for Nowhere {
 /// No KVM.
 pub fn machine() -> Result<Machine, BenchError> {
     let memory = MemoryConfig { bytes: MEMORY_BYTES, backing: Backing::Anonymous };
-    let config = MachineConfig { memory, vcpus: 1, nets: Vec::new(), rng: false, bus: vmm::Bus::Mmio, dirty: Choice::Auto };
+    let config = MachineConfig {
+        memory,
+        vcpus: 1,
+        nets: Vec::new(),
+        rng: false,
+        bus: vmm::Bus::Mmio,
+        cpu: vmm::CpuModel::Host,
+        dirty: Choice::Auto,
+    };
     Ok(Machine::new(&config, Sinks { frames: Arc::new(Nowhere), console: Arc::new(Nowhere), disks: Vec::new() })?)
 }
 

@@ -4,6 +4,7 @@
 //! state is only ever restored into a machine of the same shape.
 
 use serde::{Deserialize, Serialize};
+use types::cpu::GuestCpu;
 
 /// The guest's shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,12 +15,12 @@ pub struct GuestShape {
     pub vcpus: u32,
     /// MAC address of each network port, in order.
     pub nets: Vec<[u8; 6]>,
-    /// What the guest sees of the CPU: vendor, family, model, and a digest of its CPUID leaves.
-    pub cpu: String,
+    /// What the guest sees of the CPU.
+    pub cpu: GuestCpu,
 }
 
 impl GuestShape {
-    /// How `other` (the peer's) differs from this one, in words; `None` when it does not.
+    /// Why a machine of this shape (the standby's) cannot stand in for one of `other` (the primary's), in words; `None` when it can.
     #[must_use]
     pub fn mismatch(&self, other: &GuestShape) -> Option<String> {
         let mut found = Vec::new();
@@ -37,9 +38,7 @@ impl GuestShape {
                 found.push(format!("network port {port} has MAC {} here and {} at the peer", mac(ours), mac(theirs)));
             }
         }
-        if self.cpu != other.cpu {
-            found.push(format!("the CPU is \"{}\" here and \"{}\" at the peer", self.cpu, other.cpu.escape_debug()));
-        }
+        found.extend(self.cpu.objection(&other.cpu));
         if found.is_empty() { None } else { Some(found.join("; ")) }
     }
 }

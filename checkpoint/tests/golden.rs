@@ -9,14 +9,27 @@ use checkpoint::message::{Hello, InputFrame, Message, MessageError, Welcome, dec
 use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
 use support::map;
 use types::block::{DiskChange, DiskIndex, DiskWrite};
+use types::cpu::{CpuLeaf, GuestCpu};
 use types::{Epoch, Generation, Gfn, NodeId, Output, OutputPort, PAGE_SIZE, VmId};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn cpu(more: &[(u32, u32)]) -> GuestCpu {
+    let leaf = |(function, ecx): &(u32, u32)| CpuLeaf { function: *function, index: 0, registers: [0, 0, *ecx, 0] };
+    GuestCpu {
+        model: "host".into(),
+        leaves: more.iter().map(leaf).collect(),
+        msrs: vec![0x10],
+        arch_capabilities: 3,
+        tsc_khz: 4,
+        tsc_scaling: true,
+    }
+}
+
 fn shape() -> GuestShape {
-    GuestShape { memory_bytes: 256 << 20, vcpus: 2, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: "AuthenticAMD 26/2 #1".into() }
+    GuestShape { memory_bytes: 256 << 20, vcpus: 2, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: cpu(&[(1, 5)]) }
 }
 
 #[test]
@@ -161,7 +174,16 @@ fn the_bytes_of_the_control_messages() {
         disks: vec![0xd0, 0xd1],
     });
     let cases = [
-        (hello, "4c4b020000020473686f70016103fc0000001002010200000000011441757468656e746963414d442032362f322023310102d0d1"),
+        (
+            hello,
+            concat!(
+                "4c4b020000020473686f70016103",         // magic, protocol, Hello; VM, node, generation
+                "fc00000010020102000000000104686f7374", // memory, vCPUs, ports; the CPU: "host"
+                "01010000000500",                       // one leaf
+                "0110030401",                           // one register, capabilities, TSC
+                "0102d0d1"                              // with digests of memory; disks
+            ),
+        ),
         (
             Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20, disks: vec![0xd2] }),
             "4c4b0200010162fb2c01fc0000100001d2",
@@ -204,12 +226,12 @@ fn messages_of_another_protocol_or_size_are_refused_by_name() {
 fn a_shape_that_differs_is_told_in_words() {
     let ours = shape();
     assert_eq!(ours.mismatch(&ours.clone()), None);
-    let theirs = GuestShape { memory_bytes: 512 << 20, vcpus: 4, nets: vec![[2, 0, 0, 0, 0, 0xFF]], cpu: "GenuineIntel".into() };
+    let theirs = GuestShape { memory_bytes: 512 << 20, vcpus: 4, nets: vec![[2, 0, 0, 0, 0, 0xFF]], cpu: cpu(&[(1, 5 | 1 << 28)]) };
     assert_eq!(
         ours.mismatch(&theirs).unwrap(),
         "memory is 256 MiB here and 512 MiB at the peer; vCPUs: 2 here and 4 at the peer; \
          network port 0 has MAC 02:00:00:00:00:01 here and 02:00:00:00:00:ff at the peer; \
-         the CPU is \"AuthenticAMD 26/2 #1\" here and \"GenuineIntel\" at the peer"
+         the CPU here lacks avx; processors that differ can protect each other with --cpu x86-64-v3 or x86-64-v2 at both nodes"
     );
     let fewer = GuestShape { nets: vec![], ..shape() };
     assert_eq!(ours.mismatch(&fewer).unwrap(), "network ports: 1 here and 0 at the peer");

@@ -36,7 +36,7 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     }
     let state: MachineState =
         checkpoint::codec::decode(&held.machine).map_err(|source| ReplicaError::State { epoch: held.epoch, source })?;
-    machine.restore(&state)?;
+    machine.restore_arrived(&state, held.arrived)?;
     let input = shared.received().take(held.epoch);
     let replayed = machine.replay_input(input.into_iter().map(|frame| (frame.port, frame.bytes)));
     let resent = resend(machine, &held);

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use checkpoint::digest::page_digest;
 use checkpoint::encode::is_zero;
@@ -25,8 +26,8 @@ const KEPT_EPOCHS: usize = 32;
 
 /// Work for the apply thread.
 pub(crate) enum Job {
-    /// A committed epoch.
-    Epoch(Box<CompleteEpoch<Slot>>),
+    /// A committed epoch, and when it was here.
+    Epoch(Box<CompleteEpoch<Slot>>, Instant),
     /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
     Compare(Box<MemoryDigest>, Sender<Result<(), String>>),
     /// A new primary: forget what the last one left, and say when everything before is done.
@@ -42,6 +43,8 @@ pub(crate) enum Job {
 pub(crate) struct Held {
     pub(crate) epoch: Epoch,
     pub(crate) machine: Vec<u8>,
+    /// When the epoch was here: the guest's clock goes on from then.
+    pub(crate) arrived: Option<Instant>,
     /// Output of the newest epochs, in order: it may not have left the primary.
     pub(crate) output: Vec<Output>,
 }
@@ -115,16 +118,17 @@ struct Applier {
     writer: Writer,
     epoch: Epoch,
     machine: Vec<u8>,
+    arrived: Option<Instant>,
     output: VecDeque<Vec<Output>>,
 }
 
 /// Runs until [`Job::Stop`].
 pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver<Job>) {
     let writer = Writer::new(memory, shared.map.clone());
-    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), output: VecDeque::new() };
+    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, output: VecDeque::new() };
     for job in jobs {
         match job {
-            Job::Epoch(complete) => applier.epoch(*complete),
+            Job::Epoch(complete, arrived) => applier.epoch(*complete, arrived),
             Job::Compare(theirs, answer) => {
                 let _ = answer.send(applier.compare(&theirs));
             }
@@ -139,6 +143,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver
                 let held = Held {
                     epoch: applier.epoch,
                     machine: std::mem::take(&mut applier.machine),
+                    arrived: applier.arrived,
                     output: applier.output.drain(..).flatten().collect(),
                 };
                 let _ = answer.send(held);
@@ -148,7 +153,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver
 }
 
 impl Applier {
-    fn epoch(&mut self, complete: CompleteEpoch<Slot>) {
+    fn epoch(&mut self, complete: CompleteEpoch<Slot>, arrived: Instant) {
         let epoch = complete.epoch;
         for slot in complete.parts {
             if let Err(error) = self.writer.part(&slot) {
@@ -159,6 +164,7 @@ impl Applier {
         }
         self.epoch = epoch;
         self.machine = complete.tail.machine;
+        self.arrived = Some(arrived);
         if self.output.len() == KEPT_EPOCHS {
             self.output.pop_front();
         }

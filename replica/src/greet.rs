@@ -141,10 +141,12 @@ pub(crate) fn geometry(pages: u64) -> Geometry {
 
 #[cfg(test)]
 mod tests {
+    use types::cpu::GuestCpu;
+
     use super::*;
 
     fn hello() -> Hello {
-        let shape = GuestShape { memory_bytes: 1 << 28, vcpus: 1, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: "c".to_owned() };
+        let shape = GuestShape { memory_bytes: 1 << 28, vcpus: 1, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: GuestCpu::default() };
         Hello {
             protocol: PROTOCOL,
             vm: VmId("vm".to_owned()),
@@ -182,7 +184,7 @@ mod tests {
             ("named", |h| h.node = NodeId("b".to_owned())),
             ("is over", |h| h.generation = Generation(2)),
             ("memory", |h| h.shape.memory_bytes = 1),
-            ("CPU", |h| h.shape.cpu = "d".to_owned()),
+            ("CPU", |h| h.shape.cpu.model = "d".to_owned()),
             ("verify", |h| h.verify_memory = true),
         ];
         for (word, change) in wrong {

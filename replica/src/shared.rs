@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use checkpoint::message::{self, Message};
 use checkpoint::{CompleteEpoch, GuestMap};
@@ -77,6 +78,7 @@ impl Shared {
     /// # Errors
     /// The fault for which the link must be dropped, in words.
     pub(crate) fn commit(&self, complete: CompleteEpoch<Slot>, control: &dyn ControlSender) -> Result<Option<Epoch>, String> {
+        let arrived = Instant::now();
         let (generation, epoch) = (complete.generation, complete.epoch);
         let mut actions = Vec::new();
         let mut staging = self.staging();
@@ -101,7 +103,7 @@ impl Shared {
             self.received().committed(epoch);
             // Before the lock is let go: whoever stops the commits next finds every committed epoch in the apply thread's queue. That is unbounded, and so
             // never waits; each epoch in it holds a staging slot, which bounds it.
-            self.apply(Job::Epoch(Box::new(complete)));
+            self.apply(Job::Epoch(Box::new(complete), arrived));
         }
         drop(staging);
         Ok(committed.then_some(epoch))

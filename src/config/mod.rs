@@ -93,6 +93,10 @@ pub enum CpuModel {
     /// All that this host's KVM can give: fastest, and both hosts need the same processor.
     #[default]
     Host,
+    /// What every x86-64 processor has: for hosts that are themselves virtual machines with little to offer.
+    #[value(name = "x86-64-v1")]
+    #[serde(rename = "x86-64-v1")]
+    X8664V1,
     /// The psABI's second level (Nehalem, Bulldozer and later).
     #[value(name = "x86-64-v2")]
     #[serde(rename = "x86-64-v2")]

@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod clock;
+pub mod cpu;
 pub mod event;
 pub mod fault;
 mod ids;

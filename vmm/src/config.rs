@@ -11,6 +11,8 @@ pub struct MachineConfig {
     pub memory: MemoryConfig,
     /// Number of vCPUs, 1 to [`crate::MAX_VCPUS`].
     pub vcpus: u8,
+    /// What the guest sees of the processor.
+    pub cpu: crate::CpuModel,
     /// Network interfaces, at most [`crate::MAX_NETS`].
     pub nets: Vec<NetConfig>,
     /// Whether the guest has an entropy source (virtio-rng).

@@ -16,6 +16,14 @@ pub enum VmmError {
     /// The host's KVM lacks something the machine needs.
     #[error("this host's KVM lacks {0}; use a newer kernel or another host (`lockstep check` lists what is needed)")]
     Missing(&'static str),
+    /// This host's processor, or its KVM, is too weak for the CPU model.
+    #[error("this host cannot carry the CPU model {model}: it lacks {missing}; use a weaker --cpu on every host, or another host")]
+    CpuModel {
+        /// The model.
+        model: &'static str,
+        /// Names of features.
+        missing: String,
+    },
     /// The configuration cannot be met.
     #[error("configuration: {0}")]
     Config(String),

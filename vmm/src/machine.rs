@@ -5,17 +5,22 @@
 
 use std::{
     os::fd::RawFd,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use crossbeam::channel::Receiver;
 use dirty_tracking::{DirtySet, DirtyTracker as _, Kind, Layout, Merged};
 use kvm_ioctls::VmFd;
 use types::block::DiskIndex;
+use types::cpu::{GuestCpu, same_tsc_frequency};
 
 use crate::{
-    GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VmmError,
+    GuestMemory, MachineConfig, MachineEvent, MachineState, Paused, Sinks, VcpuState, VmmError,
     acpi::events::Platform,
     attach::Attached,
     devices::{
@@ -32,14 +37,12 @@ use crate::{
     setup,
     vcpu::{
         seat::{self, ORDER_PARK, ORDER_QUIT, Seat, Task, Waiter},
-        state::{self, StateKit, TscPlan},
+        state::{self, StateKit},
         thread::Vcpu,
+        tsc::{self, Reading, TscPlan},
     },
     vm_state::MACHINE_STATE_VERSION,
 };
-
-/// Difference between two hosts' TSC frequencies that is put down to measurement: what NTP, and so Linux, corrects (QEMU uses the same).
-const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// What a machine is ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,8 +81,10 @@ pub struct Machine {
     pub(crate) layout: Layout,
     pub(crate) bytes: u64,
     pub(crate) kit: StateKit,
-    pub(crate) tsc_khz: u32,
-    pub(crate) cpu_fingerprint: u64,
+    /// Frequency of the guest's TSC: the host's own, or that of the host where the guest began.
+    pub(crate) tsc_khz: AtomicU32,
+    pub(crate) host_tsc_khz: u32,
+    pub(crate) cpu: GuestCpu,
     pub(crate) seats: Vec<Arc<Seat>>,
     pub(crate) waiter: Arc<Waiter>,
     pub(crate) threads: Mutex<Vec<JoinHandle<()>>>,
@@ -118,12 +123,20 @@ impl Machine {
     /// # Errors
     /// When the state does not fit this machine or host; the machine must then not be started.
     pub fn restore(&mut self, state: &MachineState) -> Result<(), VmmError> {
+        self.restore_arrived(state, None)
+    }
+
+    /// As [`Self::restore`], of a state that came to this host at `arrived`: the guest's clock is then right however far the two hosts' wall clocks are apart.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_arrived(&mut self, state: &MachineState, arrived: Option<Instant>) -> Result<(), VmmError> {
         if lock(&self.control).phase != Phase::Empty {
             return Err(VmmError::WrongState { what: "restore the machine", why: "it holds a guest already" });
         }
         self.check_fits(state)?;
         // The clock first: the TSC offsets follow from it, and nothing may have run on the old one.
-        let tsc = state.vm.restore_clock(&self.vm)?;
+        let tsc = state.vm.restore_clock(&self.vm, arrived)?;
         self.restore_vcpus(state, tsc)?;
         state.vm.restore_chips(&self.vm)?;
         let failed = |device: String| move |error: crate::devices::DeviceError| VmmError::Device { device, reason: error.to_string() };
@@ -162,20 +175,25 @@ impl Machine {
         Ok(())
     }
 
-    fn restore_vcpus(&self, state: &MachineState, tsc: TscPlan) -> Result<(), VmmError> {
+    fn restore_vcpus(&self, state: &MachineState, mut tsc: TscPlan) -> Result<(), VmmError> {
         let khz = state.vm.tsc_khz;
-        let off_by = u64::from(khz.abs_diff(self.tsc_khz));
-        let scale = khz != 0 && off_by * 1_000_000 > u64::from(self.tsc_khz) * TSC_TOLERANCE_PPM;
+        let scaled_here = !same_tsc_frequency(self.host_tsc_khz, khz);
+        if scaled_here {
+            self.scale_tscs(khz)?;
+        }
+        // The guest's nominal frequency is kept, so that small differences do not add up from host to host.
+        if khz != 0 {
+            self.tsc_khz.store(khz, Ordering::Relaxed);
+        }
+        let scaled_there = !same_tsc_frequency(state.vm.host_tsc_khz, khz);
+        if let (true, Some(then)) = (scaled_here || scaled_there, state.vcpus.first().and_then(VcpuState::tsc))
+            && let Some(now) = self.read_tsc()?
+        {
+            tsc.offset_delta = tsc::delta_by_value(then, now, tsc.elapsed_cycles);
+        }
         for (seat, saved) in self.seats.iter().zip(&state.vcpus) {
             let (kit, saved) = (self.kit.clone(), Box::new(saved.clone()));
             seat.post(Task::Call(Box::new(move |vcpu| {
-                if scale {
-                    vcpu.fd.set_tsc_khz(khz).map_err(|_| {
-                        VmmError::Restore(format!(
-                            "its TSC runs at {khz} kHz and this host's processor cannot scale to that; use equal processors"
-                        ))
-                    })?;
-                }
                 state::restore(&vcpu.fd, &kit, &saved, tsc)?;
                 vcpu.state_was_set();
                 if let Some(ending) = saved.ending {
@@ -188,6 +206,39 @@ impl Machine {
                 }
             })));
         }
+        self.all_answered()
+    }
+
+    /// Has every vCPU's TSC run at `khz`. Before any of them is set.
+    fn scale_tscs(&self, khz: u32) -> Result<(), VmmError> {
+        let here = self.host_tsc_khz;
+        // Without scaling KVM would accept a faster TSC and imitate it by jumps (kvm_arch/x86: tsc_catchup): not what a clock should do.
+        let refused = move || {
+            VmmError::Restore(format!(
+                "its TSC runs at {khz} kHz and this host's at {here} kHz, which cannot be scaled; use equal processors"
+            ))
+        };
+        if !self.cpu.tsc_scaling {
+            return Err(refused());
+        }
+        for seat in &self.seats {
+            seat.post(Task::Call(Box::new(move |vcpu| vcpu.fd.set_tsc_khz(khz).map_err(|_| refused()))));
+        }
+        self.all_answered()
+    }
+
+    /// The first vCPU's TSC now.
+    fn read_tsc(&self) -> Result<Option<Reading>, VmmError> {
+        let read = Arc::new(Mutex::new(None));
+        let into = Arc::clone(&read);
+        self.on_vcpu(0, move |vcpu| {
+            *lock(&into) = state::read_tsc(&vcpu.fd)?;
+            Ok(())
+        })?;
+        Ok(*lock(&read))
+    }
+
+    fn all_answered(&self) -> Result<(), VmmError> {
         seat::wait_done(&self.seats, &self.waiter)?;
         self.seats.iter().try_for_each(|seat| taken_answer(seat))
     }
@@ -277,10 +328,10 @@ impl Machine {
         &self.layout
     }
 
-    /// A digest of the CPU that the guest sees. A machine's state may only be restored where this is the same.
+    /// The CPU that the guest sees. A machine's state may only be restored where [`GuestCpu::objection`] has none.
     #[must_use]
-    pub fn cpu_fingerprint(&self) -> u64 {
-        self.cpu_fingerprint
+    pub fn cpu(&self) -> GuestCpu {
+        GuestCpu { tsc_khz: self.tsc_khz.load(Ordering::Relaxed), ..self.cpu.clone() }
     }
 
     /// How vCPUs' writes are tracked.

@@ -40,6 +40,7 @@ fn counting() -> Option<Machine> {
         nets: Vec::new(),
         rng: false,
         bus: crate::Bus::Mmio,
+        cpu: crate::CpuModel::Host,
         dirty: Choice::Auto,
     };
     let machine =

@@ -70,6 +70,11 @@ pub(crate) fn ranges(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// The first address behind guest memory of `bytes`.
+pub(crate) fn end(bytes: u64) -> u64 {
+    ranges(bytes).last().map_or(0, |(start, length)| start + length)
+}
+
 /// Maps guest memory. Nothing is touched: the host gives pages as they are used.
 pub(crate) fn map(memory: &MemoryConfig) -> Result<(GuestMemory, Layout), VmmError> {
     check(memory)?;

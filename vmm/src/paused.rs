@@ -2,7 +2,7 @@
 //!
 //! Guards S5 (state can only be read through this guard) and S6 (however a checkpoint ends, dropping the guard lets the guest go on).
 
-use std::sync::MutexGuard;
+use std::sync::{MutexGuard, atomic::Ordering};
 
 use dirty_tracking::{DirtySet, DirtyTracker as _};
 
@@ -56,7 +56,7 @@ impl<'a> Paused<'a> {
         for seat in &machine.seats {
             seat.post(Task::Capture);
         }
-        let vm = VmState::capture(&machine.vm, machine.tsc_khz);
+        let vm = VmState::capture(&machine.vm, machine.tsc_khz.load(Ordering::Relaxed), machine.host_tsc_khz);
         let devices = machine.devices.iter().map(Attached::save).collect();
         let pci = machine.pci.as_ref().map(|root| root.save());
         let serial = lock(&machine.serial).save();

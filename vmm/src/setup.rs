@@ -5,24 +5,24 @@
 
 use std::{
     os::fd::AsRawFd,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     thread::{self, JoinHandle},
 };
 
 use crossbeam::channel::{Sender, bounded};
 use dirty_tracking::Layout;
 use kvm_bindings::{
-    KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS,
+    KvmIrqRouting, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use types::block::DiskIndex;
 
 use crate::{
-    GuestMemory, MAX_DISKS, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
+    CpuModel, GuestMemory, MAX_DISKS, MAX_NETS, MAX_VCPUS, MachineConfig, MachineEvent, Sinks, VmmError,
     acpi::{self, events::Platform},
     attach::{Attached, Slots},
-    cpuid,
+    cpu,
     devices::{
         DeviceError,
         serial::{SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, SerialConsole},
@@ -108,6 +108,7 @@ fn check_shape(config: &MachineConfig, sinks: &Sinks) -> Result<(), VmmError> {
 pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, VmmError> {
     check_shape(config, &sinks)?;
     let kvm = open_kvm()?;
+    let cpu_table = cpu_table(&kvm, config)?;
     let (guest_memory, layout) = memory::map(&config.memory)?;
     let memory = Arc::new(guest_memory);
     let vm = Arc::new(kvm.create_vm().map_err(VmmError::kvm("KVM_CREATE_VM"))?);
@@ -131,14 +132,14 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let serial = add_serial(&vm, &sinks, &mut buses)?;
     let platform = add_platform(&vm, &mut buses)?;
 
-    let vcpus = create_vcpus(&kvm, &vm, config.vcpus)?;
+    let vcpus = create_vcpus(&vm, &cpu_table, config.vcpus)?;
     let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
     let descriptors = fds.iter().copied().chain([vm.as_raw_fd()]).collect();
     let tracker = tracking.finish(Arc::clone(&vm), &layout, &fds, Arc::clone(&memory))?;
-    let cpuid = cpuid::for_vcpu(&kvm, &cpuid::supported(&kvm)?, 0, config.vcpus);
-    let kit = state_kit(&kvm, &vm, &vcpus, !cpuid::has_xsave(&cpuid))?;
+    let kit = state_kit(&kvm, &vm, &vcpus, config.cpu, !cpu::has_xsave(&cpu_table))?;
     let tsc_khz = vcpus[0].get_tsc_khz().unwrap_or(0);
-    let cpu_fingerprint = cpuid::fingerprint(&cpuid);
+    // As a machine with one vCPU would have it: the number of vCPUs is told and compared by itself.
+    let cpu = cpu::describe(&kvm, config.cpu, &cpu::for_vcpu(&cpu_table, 0, 1), &kit.msr_indices, tsc_khz);
 
     raw::install_kick_handler().map_err(VmmError::io("installing the signal handler"))?;
     let (events_in, events) = bounded(EVENTS_MAX);
@@ -152,8 +153,9 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
         layout,
         bytes: config.memory.bytes,
         kit,
-        tsc_khz,
-        cpu_fingerprint,
+        tsc_khz: AtomicU32::new(tsc_khz),
+        host_tsc_khz: tsc_khz,
+        cpu,
         seats,
         waiter,
         threads: Mutex::new(threads),
@@ -257,21 +259,36 @@ fn add_platform(vm: &VmFd, buses: &mut Buses) -> Result<Arc<Mutex<Platform>>, Vm
     Ok(platform)
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<VcpuFd>, VmmError> {
-    let supported = cpuid::supported(kvm)?;
+/// What the chosen model shows on this host.
+fn cpu_table(kvm: &Kvm, config: &MachineConfig) -> Result<Vec<kvm_cpuid_entry2>, VmmError> {
+    let table = cpu::table(config.cpu, &cpu::supported(kvm)?)
+        .map_err(|missing| VmmError::CpuModel { model: config.cpu.name(), missing: missing.join(", ") })?;
+    let end = memory::end(config.memory.bytes);
+    if end > cpu::address_space(&table) {
+        return Err(VmmError::Config(format!(
+            "guest memory ends at {end:#x}, beyond what a {} processor can address here; give the guest less memory, or use --cpu host",
+            config.cpu
+        )));
+    }
+    Ok(table)
+}
+
+fn create_vcpus(vm: &VmFd, table: &[kvm_cpuid_entry2], count: u8) -> Result<Vec<VcpuFd>, VmmError> {
     (0..count)
         .map(|index| {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(VmmError::kvm("KVM_CREATE_VCPU"))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(kvm, &supported, index, count)).map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
+            let cpuid = CpuId::from_entries(&cpu::for_vcpu(table, index, count))
+                .map_err(|_| VmmError::Missing("room for the CPUID (more leaves than KVM_SET_CPUID2 takes)"))?;
+            vcpu.set_cpuid2(&cpuid).map_err(VmmError::kvm("KVM_SET_CPUID2"))?;
             Ok(vcpu)
         })
         .collect()
 }
 
-fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], fixed_xcr0: bool) -> Result<StateKit, VmmError> {
+fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], model: CpuModel, fixed_xcr0: bool) -> Result<StateKit, VmmError> {
     let sync = vm.check_extension_int(Cap::SyncRegs).max(0) as u32;
     Ok(StateKit {
-        msr_indices: StateKit::usable_msrs(kvm, &vcpus[0])?,
+        msr_indices: StateKit::usable_msrs(kvm, &vcpus[0], model)?,
         xsave_size: vm.check_extension_raw(KVM_CAP_XSAVE2.into()).max(0) as usize,
         sregs2: vm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
         sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,

@@ -2,7 +2,7 @@
 //!
 //! Not here: vCPUs' and devices' own state. Guards S5: a restored guest's clock goes on by as much as has really passed, never back.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
@@ -19,14 +19,14 @@ use crate::{
         virtio::{PciState, blk::BlkState, net::NetState, rng::RngState},
     },
     raw,
-    vcpu::{VcpuState, state::TscPlan},
+    vcpu::{
+        VcpuState,
+        tsc::{self, TscPlan},
+    },
 };
 
 /// Version of [`MachineState`]: goes up with every change of its content or of a part's.
 pub const MACHINE_STATE_VERSION: u32 = 2;
-
-/// Longest blackout that the clock makes up for. More than this says that a host's wall clock was set in between.
-const LONGEST_BLACKOUT_NS: u64 = 24 * 3600 * 1_000_000_000;
 
 /// Everything about a machine but its memory.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,6 +91,8 @@ pub struct VmState {
     pub host_tsc: u64,
     /// Frequency of the guest's TSC.
     pub tsc_khz: u32,
+    /// Frequency of the host's; where it differs, KVM scales.
+    pub host_tsc_khz: u32,
 }
 
 fn wall_ns() -> u64 {
@@ -99,7 +101,7 @@ fn wall_ns() -> u64 {
 
 impl VmState {
     /// Reads it. The vCPUs are stopped and the devices quiesced.
-    pub(crate) fn capture(vm: &VmFd, tsc_khz: u32) -> Result<VmState, VmmError> {
+    pub(crate) fn capture(vm: &VmFd, tsc_khz: u32, host_tsc_khz: u32) -> Result<VmState, VmmError> {
         let pit = vm.get_pit2().map_err(VmmError::kvm("KVM_GET_PIT2"))?;
         let clock = vm.get_clock().map_err(VmmError::kvm("KVM_GET_CLOCK"))?;
         let (wall_ns, host_tsc) = (wall_ns(), raw::host_tsc());
@@ -108,28 +110,30 @@ impl VmState {
         for chip in &mut irqchips {
             vm.get_irqchip(chip).map_err(VmmError::kvm("KVM_GET_IRQCHIP"))?;
         }
-        Ok(VmState { irqchips, pit, clock, wall_ns, host_tsc, tsc_khz })
+        Ok(VmState { irqchips, pit, clock, wall_ns, host_tsc, tsc_khz, host_tsc_khz })
     }
 
-    /// Sets the clock forward to what it would read now had the guest never stopped, and works out how the TSCs follow. Before the vCPUs' state.
-    pub(crate) fn restore_clock(&self, vm: &VmFd) -> Result<TscPlan, VmmError> {
+    /// Sets the clock forward to what it would read now had the guest never stopped, and works out how the TSCs follow where no host scales them. Before the
+    /// vCPUs' state. `arrived` is when the state came to this host.
+    pub(crate) fn restore_clock(&self, vm: &VmFd, arrived: Option<Instant>) -> Result<TscPlan, VmmError> {
         let supported = vm.check_extension_int(kvm_ioctls::Cap::AdjustClock).max(0) as u32;
+        let wall_then = if self.clock.flags & KVM_CLOCK_REALTIME != 0 { self.clock.realtime } else { self.wall_ns };
+        let wall_now = wall_ns();
+        let elapsed = tsc::elapsed_ns(wall_then, wall_now, arrived.map(|arrived| arrived.elapsed()));
         let mut clock = kvm_clock_data { clock: self.clock.clock, ..Default::default() };
-        if self.clock.flags & KVM_CLOCK_REALTIME != 0 && supported & KVM_CLOCK_REALTIME != 0 {
-            // KVM adds what has passed on the wall clock since.
+        if supported & KVM_CLOCK_REALTIME != 0 {
+            // KVM adds what passes on this host's wall clock from the given moment until it sets the clock.
             clock.flags = KVM_CLOCK_REALTIME;
-            clock.realtime = self.clock.realtime.max(wall_ns().saturating_sub(LONGEST_BLACKOUT_NS));
+            clock.realtime = wall_now.saturating_sub(elapsed);
         } else {
-            clock.clock += wall_ns().saturating_sub(self.wall_ns).min(LONGEST_BLACKOUT_NS);
+            clock.clock += elapsed;
         }
         vm.set_clock(&clock).map_err(VmmError::kvm("KVM_SET_CLOCK"))?;
         let now = vm.get_clock().map_err(VmmError::kvm("KVM_GET_CLOCK"))?;
         let tsc_now = if now.flags & KVM_CLOCK_HOST_TSC != 0 { now.host_tsc } else { raw::host_tsc() };
         let tsc_then = if self.clock.flags & KVM_CLOCK_HOST_TSC != 0 { self.clock.host_tsc } else { self.host_tsc };
-        let elapsed_ns = now.clock.saturating_sub(self.clock.clock);
-        let elapsed_cycles = (u128::from(elapsed_ns) * u128::from(self.tsc_khz) / 1_000_000) as u64;
-        // Documentation/virt/kvm/devices/vcpu.rst, 4.1: guest TSC then + elapsed = host TSC now + new offset.
-        Ok(TscPlan { offset_delta: tsc_then.wrapping_add(elapsed_cycles).wrapping_sub(tsc_now), elapsed_cycles })
+        let elapsed_cycles = tsc::cycles(now.clock.saturating_sub(self.clock.clock), self.tsc_khz);
+        Ok(TscPlan { offset_delta: tsc::delta_by_counter(tsc_then, tsc_now, elapsed_cycles), elapsed_cycles })
     }
 
     /// Sets timer and interrupt controllers. After the vCPUs: an IOAPIC that is set delivers what it holds to the LAPICs.

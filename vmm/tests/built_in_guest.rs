@@ -72,6 +72,7 @@ fn machine(tap: &str, vcpus: u8) -> Machine {
         nets: vec![NetConfig { tap: tap.into(), mac: MAC }],
         rng: false,
         bus: vmm::Bus::Mmio,
+        cpu: vmm::CpuModel::Host,
         dirty: Choice::Auto,
     };
     let machine = Machine::new(&config, Sinks { frames: sink.clone(), console: sink.clone(), disks: Vec::new() }).expect("a machine");

@@ -6,5 +6,6 @@
 pub(crate) mod seat;
 pub(crate) mod state;
 pub(crate) mod thread;
+pub(crate) mod tsc;
 
 pub use state::{Ending, VcpuState};

@@ -9,7 +9,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
-use crate::{VmmError, raw};
+use super::tsc::{Reading, TscPlan};
+use crate::{CpuModel, VmmError, cpu, raw};
 
 /// Most MSRs that one call may carry (the kernel's MAX_IO_MSRS).
 const MSRS_PER_CALL: usize = 256;
@@ -90,11 +91,11 @@ pub(crate) struct StateKit {
 
 impl StateKit {
     /// The MSRs of KVM's list that a fresh vCPU lets us read, and set to what was read. The rest are constants of the host or features that the
-    /// guest's CPU does not have.
-    pub(crate) fn usable_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, VmmError> {
+    /// guest's CPU does not have, or that its model hides.
+    pub(crate) fn usable_msrs(kvm: &Kvm, vcpu: &VcpuFd, model: CpuModel) -> Result<Vec<u32>, VmmError> {
         let list = kvm.get_msr_index_list().map_err(VmmError::kvm("KVM_GET_MSR_INDEX_LIST"))?;
         let mut usable: Vec<u32> = Vec::new();
-        for index in list.as_slice() {
+        for index in cpu::candidates(list.as_slice()).iter().filter(|index| cpu::carried(model, **index)) {
             let mut msr = msrs(&[kvm_msr_entry { index: *index, ..Default::default() }])?;
             let readable = matches!(vcpu.get_msrs(&mut msr), Ok(1));
             // Setting the TSC would start KVM's synchronisation of TSCs between vCPUs.
@@ -227,13 +228,22 @@ fn refresh(vcpu: &mut VcpuFd) -> Result<(), VmmError> {
     }
 }
 
-/// How the time stamp counters of a restored machine go on.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct TscPlan {
-    /// Added to each vCPU's captured offset (modulo 2^64): makes up for the other host's counter and for the time that has passed.
-    pub offset_delta: u64,
-    /// Cycles that have passed since the capture, for hosts without the offset attribute.
-    pub elapsed_cycles: u64,
+/// A vCPU's TSC as the guest reads it, with its offset; `None` where KVM does not tell offsets.
+pub(crate) fn read_tsc(vcpu: &VcpuFd) -> Result<Option<Reading>, VmmError> {
+    let Ok(offset) = raw::get_tsc_offset(vcpu) else { return Ok(None) };
+    let mut msr = msrs(&[kvm_msr_entry { index: MSR_IA32_TSC, ..Default::default() }])?;
+    match vcpu.get_msrs(&mut msr).map_err(VmmError::kvm("KVM_GET_MSRS"))? {
+        0 => Ok(None),
+        _ => Ok(Some(Reading { value: msr.as_slice()[0].data, offset })),
+    }
+}
+
+impl VcpuState {
+    /// The TSC at the capture, with its offset.
+    pub(crate) fn tsc(&self) -> Option<Reading> {
+        let value = self.msrs.iter().find(|(index, _)| *index == MSR_IA32_TSC).map(|(_, value)| *value)?;
+        Some(Reading { value, offset: self.tsc_offset? })
+    }
 }
 
 /// How a vCPU's time stamp counter is set.

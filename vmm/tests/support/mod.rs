@@ -56,6 +56,7 @@ pub fn config(bytes: u64, vcpus: u8, dirty: Choice) -> MachineConfig {
         nets: Vec::new(),
         rng: false,
         bus: vmm::Bus::Mmio,
+        cpu: vmm::CpuModel::Host,
         dirty,
     }
 }
