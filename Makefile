@@ -9,12 +9,13 @@ NEEDED := ip:iproute2 gcc:gcc ld:binutils
 TEST_THREADS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fmt clippy bench clean
+.PHONY: help setup build demo test fmt clippy bench lab-up clean
 
 help:
 	@echo "make demo    build, then kill a primary under load and prove that nothing was lost"
 	@echo "make test    formatting, lints, and all tests (those on KVM where /dev/kvm is)"
 	@echo "make bench   measure, print the table, write target/bench/report.json and pictures"
+	@echo "make lab-up  two emulated hosts with stock kernels, to try things on (as root; lockstep-lab --help)"
 	@echo "make build   the release program: target/release/lockstep"
 	@echo "make clean   remove everything that was built"
 
@@ -57,6 +58,11 @@ bench: export PATH := $(PATH):/usr/sbin:/sbin
 bench: NEEDED += redis-benchmark:redis-tools
 bench: build
 	$(CARGO) run --locked --release -p lockstep-bench -- --out "$${CARGO_TARGET_DIR:-target}/bench" $(BENCH)
+
+# Hosts that stay up. Ends with: target/debug/lockstep-lab down
+lab-up: setup
+	$(CARGO) build --locked -p lockstep -p lockstep-lab
+	"$${CARGO_TARGET_DIR:-target}/debug/lockstep-lab" up $(LAB)
 
 clean:
 	$(CARGO) clean

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -79,6 +80,15 @@ impl Namespace {
         }
     }
 
+    /// A namespace that another process holds, by a path such as `/proc/PID/fd/N`.
+    ///
+    /// # Errors
+    /// The path cannot be opened.
+    pub fn open(path: &Path) -> Result<Namespace, NamespaceError> {
+        let failed = |source| NamespaceError::Start { what: format!("something by {}", path.display()), source };
+        Ok(Namespace { fd: File::open(path).map_err(failed)?.into() })
+    }
+
     /// Runs `work` on a thread in the namespace and waits for its answer.
     ///
     /// # Errors
@@ -118,7 +128,10 @@ impl Namespace {
     }
 
     /// As [`Self::spawn`], with the namespaces `others` open in the process under the numbers that [`Self::path`] names.
-    pub(super) fn spawn_with(&self, command: &mut Command, others: &[&Namespace]) -> Result<Child, NamespaceError> {
+    ///
+    /// # Errors
+    /// As [`Self::spawn`].
+    pub fn spawn_with(&self, command: &mut Command, others: &[&Namespace]) -> Result<Child, NamespaceError> {
         let fd = self.fd.as_raw_fd();
         let inherited: Vec<RawFd> = others.iter().map(|n| n.fd.as_raw_fd()).collect();
         let parent = nix::unistd::getpid().as_raw();
@@ -151,7 +164,8 @@ impl Namespace {
     }
 
     /// A path to the namespace for a process started by [`Self::spawn_with`] that has it among `others`.
-    pub(super) fn path(&self) -> String {
+    #[must_use]
+    pub fn path(&self) -> String {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
 }

@@ -1,0 +1,59 @@
+//! What runs in the stock guest beside the agent's server: the probes, and the servers under load that the kernel's command line names.
+//!
+//! `lab.services=redis,ledger` names the servers; `lab.stamp=MIB` the stamped memory (0: none). Ends in good order on `power-off`.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::{boot_option, clock, ledger, stamp, sys};
+
+/// Stamped memory, MiB, unless the command line says otherwise.
+const STAMPED_MIB: usize = 8;
+/// Processes are given so long to end in good order.
+const GRACE: Duration = Duration::from_millis(1500);
+
+/// Starts everything that the command line names.
+pub fn start_services() {
+    let stamped = boot_option("lab.stamp").and_then(|text| text.parse().ok()).unwrap_or(STAMPED_MIB);
+    if stamped > 0 {
+        std::thread::spawn(move || stamp::run(stamped));
+    }
+    for cpu in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        std::thread::spawn(move || clock::run(cpu));
+    }
+    for service in boot_option("lab.services").unwrap_or_default().split(',').filter(|s| !s.is_empty()) {
+        match service {
+            "redis" => redis(),
+            "ledger" => drop(std::thread::spawn(ledger::run)),
+            other => println!("agent: no such service: {other}"),
+        }
+    }
+}
+
+/// Redis as a careful operator runs it: every write is flushed to the disk before it is acknowledged.
+fn redis() {
+    let options = ["--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/var/lib/redis", "--save", ""];
+    let durable =
+        ["--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0", "--logfile", "/var/log/redis.log"];
+    if let Err(error) = Command::new("redis-server").args(options).args(durable).stdin(Stdio::null()).stdout(Stdio::null()).spawn() {
+        println!("agent: cannot start redis-server: {error}");
+    }
+}
+
+/// What the probes have seen: `key=value` lines.
+pub fn status() -> String {
+    format!("{}{}", stamp::status(), clock::status())
+}
+
+/// Ends every process, makes the root disk clean and read-only, and turns the machine off or starts it again.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn end(start_again: bool) -> std::io::Result<()> {
+    sys::signal_all(sys::TERM);
+    std::thread::sleep(GRACE);
+    sys::signal_all(sys::KILL);
+    // Refused where the root is an initramfs: then there is nothing to make clean.
+    let _ = Command::new("mount").args(["-o", "remount,ro", "/"]).status();
+    sys::end(start_again)
+}

@@ -1,0 +1,392 @@
+//! The command line: an interactive lab, and the suite.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Parser, Subcommand};
+use lockstep::demo::world::GUEST_ADDRESS;
+use lockstep_lab::agent::Agent;
+use lockstep_lab::control::{self, NetName, Request, State, Verb};
+use lockstep_lab::error::chain;
+use lockstep_lab::fault::Way;
+use lockstep_lab::prepare::kernel::Series;
+use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
+use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare};
+
+const ABOUT: &str =
+    "Two or three hosts under emulation, with stock Debian kernels, KVM and a stock Debian guest: to try and to break Lockstep on";
+const EXAMPLES: &str = "\
+A first lab:
+  lockstep-lab up                       two hosts (h1, h2), ready in some 5 s (the first time ever: some minutes, to fetch and prepare things)
+  lockstep-lab put target/debug/lockstep   into /shared of all hosts (up does it by itself with the lockstep beside it)
+  lockstep-lab exec h1 -- /shared/lockstep check
+  lockstep-lab exec h1 --timeout 60 -- /shared/lockstep run --net tap=tap0 --kernel /shared/guest/vmlinux --initramfs /shared/guest/initramfs \\
+      --memory 256M --cmdline \"'console=ttyS0 lab.ip=10.77.0.10/24 lab.root=/dev/vda lab.services=redis,ledger'\"
+  lockstep-lab guest -- dmesg           a command in the stock guest
+  lockstep-lab client -- redis-cli -h 10.77.0.10 ping     a command of this machine in the client network (10.77.0.1)
+  lockstep-lab kill h1 ; lockstep-lab start h1
+  lockstep-lab down
+
+In a host: / is this machine's / (read-only, under an overlay in memory), /shared is one folder for all, /shared/guest has the stock guest's vmlinux,
+vmlinuz and initramfs, /dev/vda is the host's copy of the guest's root disk (ext4), /data its own file system (both outlive the host), tap0 is for the
+guest (in br0 with eth2, the client network), eth1 is the replication network: h1 is 10.78.0.1, h2 10.78.0.2. br0 has no address.
+The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,ledger, lab.stamp=MIB.";
+
+#[derive(Debug, Parser)]
+#[command(name = "lockstep-lab", about = ABOUT, after_long_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Cmd,
+}
+
+#[derive(Debug, Args, Clone, Copy)]
+struct Kernels {
+    /// Kernel of the hosts
+    #[arg(long, value_enum, default_value_t = Series::V6_12)]
+    host_kernel: Series,
+    /// Kernel of the stock guest
+    #[arg(long, value_enum, default_value_t = Series::V6_12)]
+    guest_kernel: Series,
+}
+
+#[derive(Debug, Args, Clone, Copy)]
+struct UpOptions {
+    /// How many hosts
+    #[arg(default_value_t = 2)]
+    hosts: u8,
+    #[command(flatten)]
+    kernels: Kernels,
+    /// Memory of each host, MiB
+    #[arg(long, default_value_t = 1024)]
+    memory: u32,
+    /// Virtual CPUs of each host
+    #[arg(long, default_value_t = 1)]
+    cpus: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Fetch and prepare everything that a lab is made of
+    Prepare {
+        #[command(flatten)]
+        kernels: Kernels,
+        /// Take the newest kernels that Debian has, not those in the cache
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Start a lab and keep it up in the background
+    Up(UpOptions),
+    #[command(hide = true)]
+    Keep(UpOptions),
+    /// Run a command in a host; its output and exit status come back
+    Exec {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Seconds it may take
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// The command, for a shell
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Run a command in the stock guest
+    Guest {
+        /// Seconds it may take
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// The command, for a shell
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// What the stock guest's probes (memory stamps, clocks) have seen
+    Probes,
+    /// Run a command of this machine in the client network
+    Client {
+        /// The program and its arguments
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+    /// Put files into /shared of all hosts
+    Put {
+        /// Files of this machine
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// The host dies (SIGKILL)
+    Kill {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+    },
+    /// The host stops in its tracks (SIGSTOP)
+    Hang {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+    },
+    /// A host that hangs goes on
+    Wake {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+    },
+    /// Start a dead host again, with the disks it had
+    Start {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+    },
+    /// Take a card's carrier away (off) or give it back (on)
+    Carrier {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Which network
+        net: NetName,
+        /// on or off
+        #[arg(value_parser = on_or_off)]
+        state: bool,
+    },
+    /// Take a card out of the switch silently (off) or put it back (on)
+    Plug {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Which network
+        net: NetName,
+        /// on or off
+        #[arg(value_parser = on_or_off)]
+        state: bool,
+    },
+    /// Cut a card silently in one direction or both; heal undoes it
+    Cut {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Which network
+        net: NetName,
+        /// Which way
+        #[arg(default_value = "both")]
+        way: Way,
+    },
+    /// Delay and lose what a host sends; heal undoes it
+    Delay {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Which network
+        net: NetName,
+        /// Milliseconds
+        delay: f64,
+        /// Lost frames, per cent
+        #[arg(default_value_t = 0.0)]
+        loss: f64,
+        /// Spread of the delay, milliseconds
+        #[arg(long, default_value_t = 0.0)]
+        jitter: f64,
+    },
+    /// Undo cut and delay
+    Heal {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
+        /// Which network
+        net: NetName,
+    },
+    /// End the lab
+    Down,
+}
+
+fn host_number(text: &str) -> Result<u8, String> {
+    let number = text.strip_prefix('h').unwrap_or(text).parse::<u8>().map_err(|_| "h1, h2 or h3".to_owned())?;
+    (1..=lab::MOST_HOSTS).contains(&number).then_some(number).ok_or_else(|| "h1, h2 or h3".to_owned())
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".into()),
+    }
+}
+
+pub fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tell(text: &str) {
+    eprintln!("{text}");
+}
+
+fn run(verb: Cmd) -> Result<ExitCode, LabError> {
+    let paths = Paths::find()?;
+    let runs = paths.runs()?;
+    let ask = |host: u8, verb: Verb| control::ask(&runs, Request { host, verb }).map(|()| ExitCode::SUCCESS);
+    match verb {
+        Cmd::Prepare { kernels, refresh } => {
+            let prepared = prepare::prepare(&paths, kernels.host_kernel, kernels.guest_kernel, refresh, &tell)?;
+            println!("{prepared:#?}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Cmd::Up(options) => up(&paths, options),
+        Cmd::Keep(options) => keep(&paths, options),
+        Cmd::Exec { host, timeout, command } => {
+            let state = control::state(&runs)?;
+            let Some(address) = net::address(Net::Management, host) else { return Ok(ExitCode::FAILURE) };
+            remote(&state, |n| &n.switch, address, &format!("h{host}"), &command.join(" "), timeout)
+        }
+        Cmd::Guest { timeout, command } => {
+            remote(&control::state(&runs)?, |n| &n.clients, GUEST_ADDRESS, "the guest", &command.join(" "), timeout)
+        }
+        Cmd::Probes => {
+            let network = control::network(&control::state(&runs)?)?;
+            let agent = Agent { namespace: &network.clients, address: GUEST_ADDRESS, place: "the guest" };
+            print!("{}", agent.status(Duration::from_secs(10))?);
+            let (offset, trip) = agent.clock_offset_ns(Duration::from_secs(10))?;
+            println!("clock_offset_us={}\nclock_uncertain_us={}", offset / 1000, trip / 2000);
+            Ok(ExitCode::SUCCESS)
+        }
+        Cmd::Client { command } => client(&control::state(&runs)?, &command),
+        Cmd::Put { files } => {
+            control::state(&runs)?;
+            for file in files {
+                let name = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                lab::share(&runs.join(control::NAME).join("shared"), &file, &name)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Cmd::Kill { host } => ask(host, Verb::Kill),
+        Cmd::Hang { host } => ask(host, Verb::Hang),
+        Cmd::Wake { host } => ask(host, Verb::Wake),
+        Cmd::Start { host } => ask(host, Verb::Start),
+        Cmd::Carrier { host, net, state } => ask(host, Verb::Carrier { net, up: state }),
+        Cmd::Plug { host, net, state } => ask(host, Verb::Plug { net, plugged: state }),
+        Cmd::Cut { host, net, way } => ask(host, Verb::Cut { net, way }),
+        Cmd::Delay { host, net, delay, loss, jitter } => {
+            ask(host, Verb::Shape { net, delay_ms: delay, jitter_ms: jitter, loss_percent: loss })
+        }
+        Cmd::Heal { host, net } => ask(host, Verb::Heal { net }),
+        Cmd::Down => down(&paths),
+    }
+}
+
+/// Starts the keeper in the background and waits until its hosts are ready.
+fn up(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
+    use std::os::unix::process::CommandExt;
+    let runs = paths.runs()?;
+    clean_stale(&runs)?;
+    if let Ok(state) = control::state(&runs) {
+        return Err(LabError::Found(format!("a lab is up already (process {}); lockstep-lab down ends it", state.keeper)));
+    }
+    let Kernels { host_kernel, guest_kernel } = options.kernels;
+    // Here, where it can be watched; the keeper then finds it done.
+    prepare::prepare(paths, host_kernel, guest_kernel, false, &tell)?;
+    let log = paths.logs()?.join("up.log");
+    let io = || LabError::io(|| format!("write {}", log.display()));
+    let file = std::fs::File::create(&log).map_err(io())?;
+    let program = std::env::current_exe().map_err(LabError::io(|| "find the running program".into()))?;
+    let started = Instant::now();
+    let mut keeper = Command::new(program);
+    keeper.arg("keep").arg(options.hosts.to_string());
+    keeper.args(["--host-kernel", host_kernel.name(), "--guest-kernel", guest_kernel.name()]);
+    keeper.args(["--memory", &options.memory.to_string(), "--cpus", &options.cpus.to_string()]);
+    keeper.stdin(Stdio::null()).stdout(file.try_clone().map_err(io())?).stderr(file).process_group(0);
+    let mut child = keeper.spawn().map_err(LabError::io(|| "start the lab's keeper".into()))?;
+    while control::state(&runs).is_err() {
+        if let Ok(Some(_)) = child.try_wait() {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            return Err(LabError::Found(said.trim_start_matches("error: ").trim_end().to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!(
+        "{} hosts are up after {:.1} s. lockstep-lab --help says what can be done with them; lockstep-lab down ends them.",
+        options.hosts,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn keep(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
+    let end: &AtomicBool = lockstep::signals::shutdown_flag().map_err(LabError::io(|| "handle signals".into()))?;
+    // While hosts come up nothing looks at the flag.
+    std::thread::spawn(move || {
+        while !end.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(Duration::from_secs(10));
+        remove_all();
+        std::process::exit(1);
+    });
+    let prepared = prepare::prepare(paths, options.kernels.host_kernel, options.kernels.guest_kernel, false, &tell)?;
+    let host = HostOptions { cpus: options.cpus, memory_mib: options.memory };
+    let lab = Lab::start(paths, prepared, &LabOptions { name: control::NAME.into(), hosts: options.hosts, host })?;
+    if let Ok(lockstep) = paths.lockstep() {
+        lab.share(&lockstep, "lockstep")?;
+    }
+    control::keep(lab, end)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down(paths: &Paths) -> Result<ExitCode, LabError> {
+    let runs = paths.runs()?;
+    let state = control::state(&runs)?;
+    let Some(keeper) = Identity::of(state.keeper) else {
+        clean_stale(&runs)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let pid = nix::unistd::Pid::from_raw(state.keeper);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
+        .map_err(|errno| LabError::Io { what: format!("end process {pid}"), source: errno.into() })?;
+    let bound = Duration::from_secs(20);
+    let deadline = Instant::now() + bound;
+    while keeper.is_alive() {
+        if Instant::now() >= deadline {
+            return Err(LabError::Late { what: "the lab's end".into(), bound, detail: String::new() });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn remote(
+    state: &State,
+    place: fn(&net::Network) -> &lockstep::demo::namespace::Namespace,
+    address: std::net::IpAddr,
+    name: &str,
+    script: &str,
+    seconds: u64,
+) -> Result<ExitCode, LabError> {
+    let network = control::network(state)?;
+    let agent = Agent { namespace: place(&network), address, place: name };
+    let status = agent.stream(script, &[], Duration::from_secs(seconds), |kind, bytes| {
+        // Whoever reads may have gone; the command runs to its end all the same.
+        let _ = if kind == 1 {
+            std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush())
+        } else {
+            std::io::stderr().write_all(bytes)
+        };
+    })?;
+    if status == "timeout" {
+        eprintln!("error: it took longer than {seconds} s (--timeout)");
+    }
+    Ok(ExitCode::from(status.parse::<u8>().unwrap_or(124)))
+}
+
+fn client(state: &State, command: &[String]) -> Result<ExitCode, LabError> {
+    let network = control::network(state)?;
+    let [program, arguments @ ..] = command else { return Ok(ExitCode::FAILURE) };
+    let mut child = network.clients.spawn(Command::new(program).args(arguments))?;
+    let status = child.wait().map_err(LabError::io(|| format!("wait for {program}")))?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
+}

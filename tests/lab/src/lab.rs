@@ -1,0 +1,148 @@
+//! A lab: networks, hosts, and the folder they share. Everything of it is gone when the value is dropped, or when the process ends in any other way.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use crate::error::LabError;
+use crate::host::{Host, HostOptions, READY_BOUND};
+use crate::net::Network;
+use crate::paths::Paths;
+use crate::prepare::Prepared;
+use crate::run_dir::{RunDir, clean_stale};
+use crate::spawner::Spawner;
+
+/// Most hosts of a lab: each takes 400 MB and a good part of a core.
+pub const MOST_HOSTS: u8 = 3;
+
+/// What a lab is made of.
+#[derive(Clone, Debug)]
+pub struct LabOptions {
+    /// Name of the run; no two labs of one name run at a time.
+    pub name: String,
+    /// Hosts, 1 to [`MOST_HOSTS`].
+    pub hosts: u8,
+    /// Each of them.
+    pub host: HostOptions,
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    // In this order they end: hosts, then what starts them, then the networks, then the directory.
+    hosts: Vec<Host>,
+    spawner: Arc<Spawner>,
+    network: Arc<Network>,
+    prepared: Arc<Prepared>,
+    directory: RunDir,
+}
+
+impl Lab {
+    /// Builds the lab and starts its hosts, all at once; ready when this returns. What crashed labs have left is cleaned first.
+    ///
+    /// # Errors
+    /// Something is missing on the real machine, or a host does not come up.
+    pub fn start(paths: &Paths, prepared: Prepared, options: &LabOptions) -> Result<Lab, LabError> {
+        if !(1..=MOST_HOSTS).contains(&options.hosts) {
+            return Err(LabError::Found(format!("a lab has 1 to {MOST_HOSTS} hosts, not {}", options.hosts)));
+        }
+        let runs = paths.runs()?;
+        clean_stale(&runs)?;
+        let directory = RunDir::make(&runs, &options.name)?;
+        let (prepared, network, spawner) = (Arc::new(prepared), Arc::new(Network::new(options.hosts)?), Arc::new(Spawner::new()?));
+        let mut lab = Lab { hosts: Vec::new(), spawner, network, prepared, directory };
+        lab.share_guest()?;
+        for number in 1..=options.hosts {
+            let mut host = Host::new(number, options.host, lab.directory.path(), &lab.network, &lab.prepared, &lab.spawner)?;
+            host.start()?;
+            lab.hosts.push(host);
+        }
+        for host in &mut lab.hosts {
+            host.wait_ready(READY_BOUND)?;
+        }
+        Ok(lab)
+    }
+
+    /// The stock guest's kernel and initramfs as hosts find them: `/shared/guest/{vmlinux,vmlinuz,initramfs}`.
+    fn share_guest(&self) -> Result<(), LabError> {
+        let guest = &self.prepared.guest;
+        for (name, file) in [("vmlinux", &guest.kernel.vmlinux), ("vmlinuz", &guest.kernel.bzimage), ("initramfs", &guest.initramfs)] {
+            self.share(file, &format!("guest/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a file of the real machine into `/shared/NAME` of all hosts.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn share(&self, file: &Path, name: &str) -> Result<(), LabError> {
+        share(&self.shared(), file, name)
+    }
+
+    /// The directory that hosts see as `/shared`.
+    #[must_use]
+    pub fn shared(&self) -> PathBuf {
+        self.directory.path().join("shared")
+    }
+
+    /// The run's directory: consoles and the like.
+    #[must_use]
+    pub fn directory(&self) -> &RunDir {
+        &self.directory
+    }
+
+    /// The networks.
+    #[must_use]
+    pub fn network(&self) -> &Arc<Network> {
+        &self.network
+    }
+
+    /// What the lab was made of.
+    #[must_use]
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
+    /// Host `number`, from 1.
+    ///
+    /// # Errors
+    /// There is no such host.
+    pub fn host(&mut self, number: u8) -> Result<&mut Host, LabError> {
+        let none = || LabError::Found(format!("there is no host h{number}"));
+        let index = usize::from(number).checked_sub(1).ok_or_else(none)?;
+        self.hosts.get_mut(index).ok_or_else(none)
+    }
+
+    /// All hosts.
+    pub fn hosts(&mut self) -> &mut [Host] {
+        &mut self.hosts
+    }
+
+    /// Starts a process of the real machine in the client network; it ends with the lab.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_client(&self, command: Command) -> Result<Child, LabError> {
+        self.spawner.spawn(&self.network, |network| &network.clients, command)
+    }
+}
+
+/// Puts `file` into the shared folder `shared` under `name`, replacing what was there.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn share(shared: &Path, file: &Path, name: &str) -> Result<(), LabError> {
+    let place = shared.join(name);
+    let io = || LabError::io(|| format!("put {} into {}", file.display(), place.display()));
+    if let Some(parent) = place.parent() {
+        fs::create_dir_all(parent).map_err(io())?;
+    }
+    if place.exists() {
+        // Removed, not overwritten: a host may be running the old one.
+        fs::remove_file(&place).map_err(io())?;
+    }
+    // A link costs nothing; between two file systems it has to be a copy.
+    fs::hard_link(file, &place).or_else(|_| fs::copy(file, &place).map(drop)).map_err(io())
+}

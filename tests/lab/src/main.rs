@@ -1,0 +1,7 @@
+//! `lockstep-lab`: the lab from the command line.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}
