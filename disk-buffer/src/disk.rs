@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -94,6 +94,8 @@ pub(crate) struct State {
     pub(crate) unsettled: bool,
     /// Links so far: what belongs to an earlier one counts no more.
     pub(crate) session: u64,
+    /// The role is being changed, header first: the keeper begins nothing.
+    pub(crate) turning: bool,
     pub(crate) overwrite: bool,
     pub(crate) stop: bool,
 }
@@ -106,6 +108,7 @@ pub(crate) struct Inner {
     mode: Mode,
     content: Option<u64>,
     pub(crate) limits: Limits,
+    pub(crate) settle: Duration,
     pub(crate) engine: Engine,
     pub(crate) log: Mutex<Option<LogFile>>,
     pub(crate) state: Mutex<State>,
@@ -113,7 +116,24 @@ pub(crate) struct Inner {
     pub(crate) changed: Condvar,
     done: Mutex<Vec<BlockDone>>,
     event: EventFd,
-    hooks: OnceLock<Hooks>,
+    hooks: Mutex<Option<Arc<Hooks>>>,
+}
+
+/// What tests and benchmarks set otherwise.
+#[derive(Clone)]
+pub struct Tuning {
+    /// Bounds on what is recorded.
+    pub limits: Limits,
+    /// Instead of [`SETTLE_PERIOD`].
+    pub settle: Duration,
+    /// Faults that the engine meets.
+    pub faults: Option<Arc<dyn Faults>>,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, faults: None }
+    }
 }
 
 /// One virtual disk.
@@ -134,14 +154,15 @@ impl Disk {
     /// # Errors
     /// What is wrong with the image or its log, and what to do about it.
     pub fn open(index: DiskIndex, options: &DiskOptions) -> Result<Disk, DiskError> {
-        Disk::open_with(index, options, Limits::default(), None)
+        Disk::open_with(index, options, Tuning::default())
     }
 
-    /// As [`Disk::open`], with other bounds on what is recorded, and with faults for tests.
+    /// As [`Disk::open`], with other bounds than the usual ones, and faults.
     ///
     /// # Errors
     /// As [`Disk::open`].
-    pub fn open_with(index: DiskIndex, options: &DiskOptions, limits: Limits, faults: Option<Arc<dyn Faults>>) -> Result<Disk, DiskError> {
+    pub fn open_with(index: DiskIndex, options: &DiskOptions, tuning: Tuning) -> Result<Disk, DiskError> {
+        let Tuning { limits, settle, faults } = tuning;
         let limits = limits.validate()?;
         if options.mode == Mode::Shared {
             return Err(DiskError::SharedUnfenced(options.path.clone()));
@@ -172,6 +193,7 @@ impl Disk {
             ticks: 0,
             unsettled: false,
             session: 0,
+            turning: false,
             overwrite: options.overwrite,
             stop: false,
         };
@@ -182,13 +204,14 @@ impl Disk {
             mode: options.mode,
             content,
             limits,
+            settle,
             engine,
             log: Mutex::new(log.map(|(log, _)| log)),
             state: Mutex::new(state),
             changed: Condvar::new(),
             done: Mutex::new(Vec::new()),
             event,
-            hooks: OnceLock::new(),
+            hooks: Mutex::new(None),
         });
         let keeper = {
             let inner = Arc::clone(&inner);
@@ -245,11 +268,9 @@ impl Disk {
         })
     }
 
-    /// Says where news of the disk go. Once, before it is used; a second time does nothing.
+    /// Says where news of the disk go from now on: before it is used, and again when another part of the node takes it over.
     pub fn attach(&self, hooks: Hooks) {
-        if self.inner.hooks.set(hooks).is_err() {
-            tracing::warn!(disk = %self.inner.index, "a disk was attached twice; the first hooks stay");
-        }
+        *self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hooks));
     }
 
     /// Takes one request of the guest. Never blocks.
@@ -287,7 +308,7 @@ impl Disk {
             // Under the state's lock, so that the engine's order is the record's. A request to an engine that has ended is never answered: it stays in flight.
             drop(inner.engine.submit(as_op(op), Way { direct: true, mark: true }, reply));
         }
-        if pressure && let Some(hooks) = inner.hooks.get() {
+        if pressure && let Some(hooks) = inner.hooks() {
             (hooks.pressure)();
         }
         Ok(())
@@ -378,6 +399,26 @@ impl Inner {
         self.lock_log().as_mut().map_or(Ok(()), |log| log.update(change))
     }
 
+    /// Changes the header for a new role or link. What the keeper had begun for the old one is void, and it begins nothing until `then`, told whether the header was written, has changed the phase: it would write the old role's
+    /// header over the new one's.
+    pub(crate) fn turn(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        header: impl FnOnce(&mut Header),
+        then: impl FnOnce(&mut State, bool),
+    ) -> Result<(), DiskError> {
+        state.session += 1;
+        state.turning = true;
+        drop(state);
+        let written = self.update_header(header);
+        let mut state = self.lock();
+        state.turning = false;
+        then(&mut state, written.is_ok());
+        drop(state);
+        self.changed.notify_all();
+        written
+    }
+
     pub(crate) fn wrong_phase(&self, operation: &'static str, state: &State) -> DiskError {
         match &state.phase {
             Phase::Failed(error) => DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) },
@@ -385,14 +426,18 @@ impl Inner {
         }
     }
 
+    fn hooks(&self) -> Option<Arc<Hooks>> {
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn tell(&self, event: DiskEvent) {
-        if let Some(hooks) = self.hooks.get() {
+        if let Some(hooks) = self.hooks() {
             (hooks.event)(event);
         }
     }
 
     pub(crate) fn tell_room(&self) {
-        if let Some(hooks) = self.hooks.get() {
+        if let Some(hooks) = self.hooks() {
             (hooks.room)();
         }
     }

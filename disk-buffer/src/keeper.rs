@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 
 use types::Epoch;
 
-use crate::disk::{Inner, MEDIUM_BOUND, Phase, SETTLE_PERIOD};
+use crate::disk::{Inner, MEDIUM_BOUND, Phase, State};
 use crate::engine::{Op, Way};
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId};
@@ -30,22 +30,24 @@ enum Task {
 
 pub(crate) fn run(disk: &Arc<Inner>) {
     loop {
+        let session;
         let task = {
             let mut state = disk.lock();
             if state.stop {
                 return;
             }
             // An activated copy and a standby's first epoch do not wait for the period.
-            if !state.unsettled
-                && !matches!(&state.phase, Phase::Standby(following) if following.settled == Epoch::NONE && following.applied > Epoch::NONE)
-            {
+            if !urgent(&state) {
                 state = wait(disk, state);
             }
             if state.stop {
                 return;
             }
             state.ticks += 1;
+            // With the task, and not when it begins: what the disk has become in between is none of its business.
+            session = state.session;
             match &state.phase {
+                _ if state.turning => None,
                 Phase::Alone | Phase::Copying(_) | Phase::Recording(_) | Phase::Protected(_) if state.unsettled => Some(Task::Activated),
                 Phase::Standby(following)
                     if following.touched > following.settled || following.settled == Epoch::NONE && following.applied > Epoch::NONE =>
@@ -70,9 +72,9 @@ pub(crate) fn run(disk: &Arc<Inner>) {
         };
         let done = match task {
             None => Ok(()),
-            Some(Task::Settle { applied, first, id, current }) => settle(disk, applied, first, id, current),
+            Some(Task::Settle { applied, first, id, current }) => settle(disk, session, applied, first.then_some((id, current))),
             Some(Task::Activated) => activated(disk),
-            Some(Task::Clear { epoch, first }) => clear(disk, epoch, first),
+            Some(Task::Clear { epoch, first }) => clear(disk, session, epoch, first),
         };
         if let Err(error) = done {
             tracing::warn!(disk = %disk.index, %error, "the disk could not be made durable");
@@ -80,13 +82,15 @@ pub(crate) fn run(disk: &Arc<Inner>) {
     }
 }
 
+/// There is something that does not wait for the period.
+fn urgent(state: &State) -> bool {
+    let first = matches!(&state.phase, Phase::Standby(following) if following.settled == Epoch::NONE && following.applied > Epoch::NONE);
+    !state.turning && (state.unsettled || first)
+}
+
 /// Until the period is over or the disk is dropped; earlier when something begins that does not wait.
-fn wait<'a>(disk: &'a Inner, state: std::sync::MutexGuard<'a, crate::disk::State>) -> std::sync::MutexGuard<'a, crate::disk::State> {
-    let waited = disk.changed.wait_timeout_while(state, SETTLE_PERIOD, |state| {
-        !state.stop
-            && !state.unsettled
-            && !matches!(&state.phase, Phase::Standby(following) if following.settled == Epoch::NONE && following.applied > Epoch::NONE)
-    });
+fn wait<'a>(disk: &'a Inner, state: std::sync::MutexGuard<'a, State>) -> std::sync::MutexGuard<'a, State> {
+    let waited = disk.changed.wait_timeout_while(state, disk.settle, |state| !state.stop && !urgent(state));
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
@@ -94,13 +98,12 @@ fn flush(disk: &Inner) -> io::Result<()> {
     disk.engine.call(Op::Flush, Way { direct: false, mark: false }, MEDIUM_BOUND).map(drop)
 }
 
-fn settle(disk: &Arc<Inner>, applied: Epoch, first: bool, id: DataId, current: DataId) -> io::Result<()> {
-    let session = disk.lock().session;
+fn settle(disk: &Arc<Inner>, session: u64, applied: Epoch, first: Option<(DataId, DataId)>) -> io::Result<()> {
     if let Err(error) = flush(disk) {
         disk.fail(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)), "making it durable");
         return Err(error);
     }
-    if first {
+    if let Some((id, current)) = first {
         // Under the log's lock, so that an activation cannot come in between: after it this generation is a thing of the past.
         let mut log = disk.lock_log();
         if disk.lock().session != session {
@@ -144,8 +147,7 @@ fn activated(disk: &Arc<Inner>) -> io::Result<()> {
     disk.update_header(|header| header.state = CopyState::Consistent).map_err(io::Error::other)
 }
 
-fn clear(disk: &Arc<Inner>, epoch: Epoch, first: bool) -> io::Result<()> {
-    let session = disk.lock().session;
+fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Result<()> {
     // What was written for that epoch and is not carried out here, or not durable, must stay marked: a loss of power here would lose what the other host has.
     flush(disk)?;
     if first {

@@ -148,3 +148,7 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
         [primary.base, primary.joining].iter().any(|mine| [standby.base, standby.joining].iter().any(|theirs| mine.matches(*theirs)));
     Err(if together { Refusal::Diverged } else { Refusal::UnknownGeneration })
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

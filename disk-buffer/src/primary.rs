@@ -8,7 +8,7 @@ use types::block::{BlockError, DiskWrite};
 use types::{Commit, Epoch};
 
 use crate::copy::DiskCopy;
-use crate::disk::{Disk, MEDIUM_BOUND, Phase};
+use crate::disk::{Disk, MEDIUM_BOUND, Phase, State};
 use crate::error::DiskError;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::plan::Plan;
@@ -150,7 +150,13 @@ impl Disk {
 
     /// The link was lost before the standby was recorded at the arbiter: the disk runs alone again. Harmless when it does.
     pub fn unlink(&self) {
-        self.end_link();
+        let ended = end_link(&mut self.inner.lock());
+        for (tag, errno) in ended.parked {
+            self.inner.answer(tag, Err(BlockError::Io(errno)));
+        }
+        if ended.starved {
+            self.inner.tell_room();
+        }
     }
 
     /// The standby is struck out of the record, and no other node can ever activate: begins a data generation, durably, answers what had failed, and runs alone.
@@ -159,21 +165,20 @@ impl Disk {
     /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason.
     pub fn struck_out(&self) -> Result<(), DiskError> {
         let inner = &self.inner;
-        {
-            let mut state = inner.lock();
-            if !state.is_primary() {
-                return Ok(());
-            }
-            // From here on the keeper does not change the header for this link.
-            state.session += 1;
+        let state = inner.lock();
+        if !state.is_primary() {
+            return Ok(());
         }
         // Before anything is released without the standby: two lines that grow apart must be told from each other.
-        let bumped = inner.update_header(|header| header.current = DataId::random());
-        let parked = self.end_link();
-        for (tag, errno) in parked {
+        let mut ended = Ended::default();
+        let begun = inner.turn(state, |header| header.current = DataId::random(), |state, _| ended = end_link(state));
+        for (tag, errno) in ended.parked {
             inner.answer(tag, Err(BlockError::Io(errno)));
         }
-        bumped
+        if ended.starved {
+            inner.tell_room();
+        }
+        begun
     }
 
     /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out; the change log has it marked.
@@ -181,24 +186,26 @@ impl Disk {
         self.inner.lock().phase = Phase::Shut;
         self.inner.changed.notify_all();
     }
+}
 
-    fn end_link(&self) -> Vec<(u64, i32)> {
-        let inner = &self.inner;
-        let (parked, starved) = {
-            let mut state = inner.lock();
-            if !state.is_primary() {
-                return Vec::new();
-            }
-            state.phase = Phase::Alone;
-            state.session += 1;
-            state.last_written.clear();
-            state.peer_durable = Epoch::NONE;
-            state.peer_settled = Epoch::NONE;
-            (std::mem::take(&mut state.parked), std::mem::take(&mut state.starved))
-        };
-        if starved {
-            inner.tell_room();
-        }
-        parked
+/// What a link leaves behind.
+#[derive(Default)]
+struct Ended {
+    /// Requests that failed while protected.
+    parked: Vec<(u64, i32)>,
+    /// A request was turned away.
+    starved: bool,
+}
+
+/// The disk runs alone.
+fn end_link(state: &mut State) -> Ended {
+    if !state.is_primary() {
+        return Ended::default();
     }
+    state.phase = Phase::Alone;
+    state.session += 1;
+    state.last_written.clear();
+    state.peer_durable = Epoch::NONE;
+    state.peer_settled = Epoch::NONE;
+    Ended { parked: std::mem::take(&mut state.parked), starved: std::mem::take(&mut state.starved) }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use types::block::{DiskChange, DiskWrite};
 use types::{Epoch, PAGE_SIZE};
 
+use crate::changes::Header;
 use crate::disk::{Disk, Inner, MEDIUM_BOUND, Phase, State, copy_of};
 use crate::engine::{Answer, Op, Way};
 use crate::error::DiskError;
@@ -93,15 +94,12 @@ impl Disk {
             return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
         }
         // What an earlier primary had committed is finished first.
-        let mut state = inner.wait_idle(MEDIUM_BOUND)?;
+        let state = inner.wait_idle(MEDIUM_BOUND)?;
         if !matches!(state.phase, Phase::Idle | Phase::Standby(_)) {
             return Err(inner.wrong_phase("following a primary", &state));
         }
-        // Before the header is changed: from here on the keeper does not change it for the earlier link.
-        state.session += 1;
-        drop(state);
         let full = matches!(plan, Plan::Full(_));
-        inner.update_header(|header| {
+        let header = |header: &mut Header| {
             header.state = CopyState::Copying;
             header.joining = DataId::NONE;
             if full {
@@ -110,12 +108,13 @@ impl Disk {
                 header.current = DataId::NONE;
                 header.base = DataId::NONE;
             }
+        };
+        inner.turn(state, header, |state, written| {
+            if written {
+                state.overwrite = false;
+                state.phase = Phase::Standby(Following::new(primary.id, primary.current));
+            }
         })?;
-        {
-            let mut state = inner.lock();
-            state.overwrite = false;
-            state.phase = Phase::Standby(Following::new(primary.id, primary.current));
-        }
         if full { self.wipe() } else { Ok(()) }
     }
 
@@ -225,31 +224,26 @@ impl Disk {
     pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
         let inner = &self.inner;
         self.discard_uncommitted();
-        let (id, old) = {
-            let mut state = inner.wait_idle(bound)?;
-            // As in `join`.
-            state.session += 1;
-            let Phase::Standby(following) = &state.phase else { return Err(inner.wrong_phase("activating it", &state)) };
-            if following.applied == Epoch::NONE {
-                let why = "no epoch was committed to it";
-                return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why });
-            }
-            (following.id, following.current)
-        };
-        inner.update_header(|header| {
+        let state = inner.wait_idle(bound)?;
+        let Phase::Standby(following) = &state.phase else { return Err(inner.wrong_phase("activating it", &state)) };
+        if following.applied == Epoch::NONE {
+            return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why: "no epoch was committed to it" });
+        }
+        let (id, old) = (following.id, following.current);
+        let header = |header: &mut Header| {
             header.id = id;
             header.base = old;
             header.current = DataId::random();
             header.joining = DataId::NONE;
             // Consistent when it is durable; until then a loss of power may have lost what the guest believes to be flushed.
             header.state = CopyState::Following;
-        })?;
-        let mut state = inner.lock();
-        state.phase = Phase::Alone;
-        state.unsettled = true;
-        drop(state);
-        inner.changed.notify_all();
-        Ok(())
+        };
+        inner.turn(state, header, |state, written| {
+            if written {
+                state.phase = Phase::Alone;
+                state.unsettled = true;
+            }
+        })
     }
 
     /// Makes the whole image read as zeros.

@@ -6,8 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use disk_buffer::engine::faults::Faults;
-use disk_buffer::record::Limits;
+use disk_buffer::disk::Tuning;
 use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Hooks, Plan, plan};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
@@ -31,6 +30,11 @@ pub fn options(path: &Path) -> DiskOptions {
     DiskOptions { path: path.to_owned(), ..DiskOptions::default() }
 }
 
+/// Settles often, so that tests need not wait for seconds.
+pub fn tuning() -> Tuning {
+    Tuning { settle: Duration::from_millis(5), ..Tuning::default() }
+}
+
 /// A sparse image.
 pub fn image(directory: &Path, name: &str, bytes: u64) -> PathBuf {
     let path = directory.join(name);
@@ -40,11 +44,11 @@ pub fn image(directory: &Path, name: &str, bytes: u64) -> PathBuf {
 
 impl Host {
     pub fn open(options: &DiskOptions) -> Host {
-        Host::open_with(options, Limits::default(), None)
+        Host::open_with(options, tuning())
     }
 
-    pub fn open_with(options: &DiskOptions, limits: Limits, faults: Option<Arc<dyn Faults>>) -> Host {
-        let disk = Arc::new(Disk::open_with(DiskIndex(0), options, limits, faults).unwrap());
+    pub fn open_with(options: &DiskOptions, tuning: Tuning) -> Host {
+        let disk = Arc::new(Disk::open_with(DiskIndex(0), options, tuning).unwrap());
         let (tell, events) = channel();
         let (tell_room, room) = channel();
         let (tell_pressure, pressure) = channel();
@@ -193,6 +197,7 @@ pub fn join(primary: &Host, standby: &Host) -> (Plan, DiskCopy) {
     let identity = primary.disk.identity().unwrap();
     let theirs = standby.disk.identity().unwrap();
     let plan = plan(&identity, &theirs);
+    assert!(!matches!(plan, Plan::Refuse(_)), "{plan:?}\nprimary {identity:?}\nstandby {theirs:?}");
     standby.disk.join(&plan, &identity).unwrap();
     let copy = primary.disk.begin_copy(&plan, &theirs).unwrap();
     (plan, copy)

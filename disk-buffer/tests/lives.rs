@@ -1,0 +1,167 @@
+//! Whole lives of a disk on two hosts: hosts die, processes die, power fails, copies are broken off; whenever a standby is protected anew, its copy is the primary's, byte for byte, although
+//! only what the logs have marked was copied; and a guest that is taken over finds what was committed.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use common::*;
+use disk_buffer::disk::Tuning;
+use disk_buffer::engine::faults::{Asked, Strike};
+use disk_buffer::{CopyState, DiskError, DiskEvent, DiskOptions, Plan};
+use rand::Rng;
+use types::Epoch;
+
+const BYTES: u64 = 6 * MIB + 512;
+
+/// A host's medium: what of it would be there after a loss of power.
+struct Medium {
+    options: DiskOptions,
+    durable: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Medium {
+    fn new(directory: &Path, name: &str) -> Medium {
+        let path = image(directory, name, BYTES);
+        Medium { options: options(&path), durable: Arc::new(Mutex::new(vec![0; BYTES as usize])) }
+    }
+
+    fn path(&self) -> &PathBuf {
+        &self.options.path
+    }
+
+    /// Starts the host's process.
+    fn open(&self) -> Host {
+        let (path, durable) = (self.path().clone(), Arc::clone(&self.durable));
+        let watch = move |asked| {
+            if asked == Asked::Sync {
+                // Whatever was carried out before is durable when this is answered.
+                *durable.lock().unwrap() = std::fs::read(&path).unwrap();
+            }
+            Strike::Pass
+        };
+        Host::open_with(&self.options, Tuning { faults: Some(Arc::new(watch)), ..tuning() })
+    }
+
+    /// Power fails: of what was written since the last flush, some is there and some is not, a block here and a block there.
+    fn lose_power(&self, guest: &mut Guest) {
+        let mut content = std::fs::read(self.path()).unwrap();
+        let durable = self.durable.lock().unwrap();
+        for (now, then) in content.chunks_mut(4096).zip(durable.chunks(4096)) {
+            if now != then && guest.random.random_bool(0.6) {
+                now.copy_from_slice(then);
+            }
+        }
+        std::fs::write(self.path(), &content).unwrap();
+    }
+}
+
+/// One long life; `Err` says where copies differ.
+fn life(seed: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let media = [Medium::new(directory.path(), "one"), Medium::new(directory.path(), "two")];
+    let mut guest = Guest::new(vec![0; BYTES as usize], seed);
+    let mut runs = 0;
+    // The first copy was brought to its end, durably: no later one is of the whole disk.
+    let mut known = false;
+    let mut hosts: [Option<Host>; 2] = [Some(media[0].open()), Some(media[1].open())];
+    hosts[0].as_ref().unwrap().disk.start_primary().unwrap();
+    for turn in 0..14 {
+        let other = 1 - runs;
+        for _ in 0..guest.random.random_range(0..30) {
+            guest.act(hosts[runs].as_ref().unwrap());
+        }
+        if hosts[other].is_none() {
+            hosts[other] = Some(media[other].open());
+        }
+        let (primary, standby) = (hosts[runs].as_ref().unwrap(), hosts[other].as_ref().unwrap());
+        let (plan, mut copy) = join(primary, standby);
+        assert!(!matches!(plan, Plan::Refuse(_)), "seed {seed}, turn {turn}: {plan:?}");
+        assert!(!known || !matches!(plan, Plan::Full(_)), "seed {seed}, turn {turn}: a full copy of a disk that is known");
+        // Sometimes the link is lost in the middle of the copy.
+        let stop_after = guest.random.random_bool(0.25).then(|| guest.random.random_range(0..6));
+        let mut pieces = 0;
+        let broken = loop {
+            if stop_after.is_some_and(|stop| pieces >= stop) && turn > 0 {
+                break true;
+            }
+            match copy.next_piece().unwrap() {
+                Some(piece) => piece.blocks().for_each(|(number, content)| standby.disk.sync_block(number * 4096, content).unwrap()),
+                None => break false,
+            }
+            pieces += 1;
+            guest.act(primary);
+        };
+        if broken {
+            primary.disk.unlink();
+            hosts[other] = None;
+            if guest.random.random_bool(0.5) {
+                media[other].lose_power(&mut guest);
+            }
+            let state = media[other].open();
+            assert_eq!(state.disk.identity().unwrap().state, CopyState::Copying);
+            assert!(matches!(state.disk.start_primary(), Err(DiskError::Unfit { .. })), "no guest starts from a copy that was broken off");
+            continue;
+        }
+        copy.record().unwrap();
+        hand_over(&mut copy, standby);
+        drop(copy);
+        let mut committed = guest.model.clone();
+        let last = guest.random.random_range(1..5);
+        for number in 1..=last {
+            for _ in 0..guest.random.random_range(0..10) {
+                guest.act(primary);
+            }
+            epoch(primary, standby, number);
+            committed.copy_from_slice(&guest.model);
+            if number == 1 && guest.random.random_bool(0.6) {
+                standby.wait_durable(1);
+                known = true;
+                primary.disk.peer_durable(Epoch(1));
+            }
+            // What was reported since.
+            for event in standby.events.try_iter() {
+                if let DiskEvent::Durable { epoch, .. } = event {
+                    primary.disk.peer_durable(epoch);
+                }
+            }
+        }
+        assert_eq!(standby.disk.wait_applied(BOUND).unwrap(), Epoch(last));
+        assert!(standby.content() == committed, "seed {seed}, turn {turn}: the standby's copy is not what was committed");
+        // Uncommitted writes, and then something happens.
+        for _ in 0..guest.random.random_range(0..20) {
+            guest.act(primary);
+        }
+        let power = guest.random.random_bool(0.5);
+        if guest.random.random_bool(0.5) {
+            // The primary's host dies, the standby takes over. Whatever was in flight is gone with it.
+            hosts[runs] = None;
+            if power {
+                media[runs].lose_power(&mut guest);
+            }
+            hosts[other].as_ref().unwrap().disk.activate(BOUND).unwrap();
+            known = true;
+            guest.model = committed;
+            guest.in_flight = 0;
+            runs = other;
+        } else {
+            // The standby's host dies.
+            hosts[other] = None;
+            if power {
+                media[other].lose_power(&mut guest);
+            }
+            hosts[runs].as_ref().unwrap().disk.struck_out().unwrap();
+        }
+    }
+    let primary = hosts[runs].as_ref().unwrap();
+    guest.finish(primary);
+    assert!(primary.content() == guest.model, "seed {seed}: the guest's own writes");
+}
+
+#[test]
+fn whatever_dies_whenever_copies_become_the_same_again_and_nothing_committed_is_lost() {
+    for seed in 0..6 {
+        life(seed);
+    }
+}
