@@ -6,7 +6,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use checkpoint::GuestShape;
+use checkpoint::{GuestBus, GuestShape};
 use failover::client::ArbiterClient;
 use failover::core::{Config as RoleConfig, Node};
 use failover::memory::MemoryArbiter;
@@ -278,6 +278,11 @@ fn shape(config: &NodeConfig, machine: &Machine) -> GuestShape {
         memory_bytes: config.machine.memory.bytes(),
         vcpus: u32::from(config.machine.vcpus),
         nets: config.machine.nets.iter().map(|net| net.mac).collect(),
+        bus: match config.machine.bus {
+            config::Bus::Mmio => GuestBus::Mmio,
+            config::Bus::Pci => GuestBus::Pci,
+        },
+        rng: config.machine.rng,
         cpu: machine.cpu(),
     }
 }

@@ -29,7 +29,7 @@ pub use encode::{EncodeError, EncodedPart, Encoder, EncoderConfig, PartInput, Pi
 pub use epoch_parts::{EpochInput, EpochParts};
 pub use map::GuestMap;
 pub use message::Message;
-pub use shape::GuestShape;
+pub use shape::{GuestBus, GuestShape};
 pub use tail::{EpochTail, MemoryDigest, TailRef};
 pub use wire::{DiskBlock, PartHeader, PartKind};
 

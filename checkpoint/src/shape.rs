@@ -15,8 +15,30 @@ pub struct GuestShape {
     pub vcpus: u32,
     /// MAC address of each network port, in order.
     pub nets: Vec<[u8; 6]>,
+    /// How its virtio devices are attached.
+    pub bus: GuestBus,
+    /// Whether it has a source of random numbers.
+    pub rng: bool,
     /// What the guest sees of the CPU.
     pub cpu: GuestCpu,
+}
+
+/// How a guest's virtio devices are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestBus {
+    /// virtio-mmio.
+    Mmio,
+    /// virtio-pci.
+    Pci,
+}
+
+impl std::fmt::Display for GuestBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            GuestBus::Mmio => "mmio",
+            GuestBus::Pci => "pci",
+        })
+    }
 }
 
 impl GuestShape {
@@ -37,6 +59,13 @@ impl GuestShape {
             if ours != theirs {
                 found.push(format!("network port {port} has MAC {} here and {} at the peer", mac(ours), mac(theirs)));
             }
+        }
+        if self.bus != other.bus {
+            found.push(format!("virtio devices are on {} here and on {} at the peer (--bus)", self.bus, other.bus));
+        }
+        if self.rng != other.rng {
+            let there = |rng| if rng { "one" } else { "none" };
+            found.push(format!("a source of random numbers: {} here and {} at the peer (--rng)", there(self.rng), there(other.rng)));
         }
         found.extend(self.cpu.objection(&other.cpu));
         if found.is_empty() { None } else { Some(found.join("; ")) }

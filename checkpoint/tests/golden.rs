@@ -6,7 +6,7 @@ use checkpoint::codec;
 use checkpoint::delta::{DeltaOutcome, encode_delta};
 use checkpoint::digest::{EpochChain, bytes_digest};
 use checkpoint::message::{Hello, InputFrame, Message, MessageError, Welcome, decode, encode};
-use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestShape, MemoryDigest};
+use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestBus, GuestShape, MemoryDigest};
 use support::map;
 use types::block::{DiskChange, DiskIndex, DiskWrite};
 use types::cpu::{CpuLeaf, GuestCpu};
@@ -29,7 +29,7 @@ fn cpu(more: &[(u32, u32)]) -> GuestCpu {
 }
 
 fn shape() -> GuestShape {
-    GuestShape { memory_bytes: 256 << 20, vcpus: 2, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: cpu(&[(1, 5)]) }
+    GuestShape { memory_bytes: 256 << 20, vcpus: 2, nets: vec![[2, 0, 0, 0, 0, 1]], bus: GuestBus::Pci, rng: false, cpu: cpu(&[(1, 5)]) }
 }
 
 #[test]
@@ -177,11 +177,12 @@ fn the_bytes_of_the_control_messages() {
         (
             hello,
             concat!(
-                "4c4b020000020473686f70016103",         // magic, protocol, Hello; VM, node, generation
-                "fc00000010020102000000000104686f7374", // memory, vCPUs, ports; the CPU: "host"
-                "01010000000500",                       // one leaf
-                "0110030401",                           // one register, capabilities, TSC
-                "0102d0d1"                              // with digests of memory; disks
+                "4c4b020000020473686f70016103", // magic, protocol, Hello; VM, node, generation
+                "fc000000100201020000000001",   // memory, vCPUs, ports
+                "010004686f7374",               // on PCI, without random numbers; the CPU: "host"
+                "01010000000500",               // one leaf
+                "0110030401",                   // one register, capabilities, TSC
+                "0102d0d1"                      // with digests of memory; disks
             ),
         ),
         (
@@ -226,11 +227,19 @@ fn messages_of_another_protocol_or_size_are_refused_by_name() {
 fn a_shape_that_differs_is_told_in_words() {
     let ours = shape();
     assert_eq!(ours.mismatch(&ours.clone()), None);
-    let theirs = GuestShape { memory_bytes: 512 << 20, vcpus: 4, nets: vec![[2, 0, 0, 0, 0, 0xFF]], cpu: cpu(&[(1, 5 | 1 << 28)]) };
+    let theirs = GuestShape {
+        memory_bytes: 512 << 20,
+        vcpus: 4,
+        nets: vec![[2, 0, 0, 0, 0, 0xFF]],
+        bus: GuestBus::Mmio,
+        rng: true,
+        cpu: cpu(&[(1, 5 | 1 << 28)]),
+    };
     assert_eq!(
         ours.mismatch(&theirs).unwrap(),
         "memory is 256 MiB here and 512 MiB at the peer; vCPUs: 2 here and 4 at the peer; \
          network port 0 has MAC 02:00:00:00:00:01 here and 02:00:00:00:00:ff at the peer; \
+         virtio devices are on pci here and on mmio at the peer (--bus); a source of random numbers: none here and one at the peer (--rng); \
          the CPU here lacks avx; processors that differ can protect each other with --cpu x86-64-v3 or x86-64-v2 at both nodes"
     );
     let fewer = GuestShape { nets: vec![], ..shape() };

@@ -141,12 +141,20 @@ pub(crate) fn geometry(pages: u64) -> Geometry {
 
 #[cfg(test)]
 mod tests {
+    use checkpoint::GuestBus;
     use types::cpu::GuestCpu;
 
     use super::*;
 
     fn hello() -> Hello {
-        let shape = GuestShape { memory_bytes: 1 << 28, vcpus: 1, nets: vec![[2, 0, 0, 0, 0, 1]], cpu: GuestCpu::default() };
+        let shape = GuestShape {
+            memory_bytes: 1 << 28,
+            vcpus: 1,
+            nets: vec![[2, 0, 0, 0, 0, 1]],
+            bus: GuestBus::Mmio,
+            rng: false,
+            cpu: GuestCpu::default(),
+        };
         Hello {
             protocol: PROTOCOL,
             vm: VmId("vm".to_owned()),
