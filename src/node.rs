@@ -1,5 +1,6 @@
 //! A node: composes the machine, the primary's and the standby's shells, and the events stream. No mechanism lives here.
 
+mod console;
 mod outlets;
 
 use std::io::Read;
@@ -130,7 +131,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
-    lead(Leading { config, machine, output, node, arbiter, report }, shutdown)
+    lead(Leading { config, outlets, machine, output, node, arbiter, report }, shutdown)
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
@@ -164,18 +165,20 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
             verify_memory: config.verify_memory,
         },
         machine,
+        console: outlets.committed_console(),
     };
     match replica::run(setup, shutdown)? {
         Outcome::Interrupted => Ok(Exit::Interrupted),
         Outcome::Activated(active) => {
             let replica::Activated { machine, node, arbiter } = *active;
-            lead(Leading { config, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
+            lead(Leading { config, outlets, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
         }
     }
 }
 
 struct Leading<'a> {
     config: &'a NodeConfig,
+    outlets: &'a Outlets,
     machine: Arc<Machine>,
     output: Arc<OutputPath>,
     node: Node,
@@ -185,10 +188,11 @@ struct Leading<'a> {
 
 /// The life of a primary whose machine runs.
 fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    let Leading { config, machine, output, node, arbiter, report } = leading;
+    let Leading { config, outlets, machine, output, node, arbiter, report } = leading;
     if config.console == Console::Stdio {
         console_input(&machine)?;
     }
+    outlets.type_at(&machine);
     let standby = match &config.peering {
         Peering::Alone => None,
         Peering::Primary { standby, .. } | Peering::Standby { standby, .. } => *standby,
@@ -310,7 +314,10 @@ fn console_input(machine: &Arc<Machine>) -> Result<(), NodeError> {
         let mut bytes = [0; 256];
         while let Ok(count) = std::io::stdin().lock().read(&mut bytes) {
             let (true, Some(machine)) = (count > 0, machine.upgrade()) else { break };
-            machine.console_input(&bytes[..count]);
+            let taken = machine.console_input(&bytes[..count]);
+            if taken < count {
+                tracing::warn!(dropped = count - taken, "console input dropped: the guest does not read it");
+            }
         }
     };
     let spawned = std::thread::Builder::new().name("console".to_owned()).spawn(body);

@@ -4,6 +4,7 @@
 //! [`crate::core`] let pass comes here). Guards S2: an epoch is applied whole or the standby counts as spoilt, and never activates.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use checkpoint::encode::is_zero;
 use checkpoint::{CompleteEpoch, GuestMap, MemoryDigest, Part, Record};
 use crossbeam::channel::{Receiver, Sender};
 use transport::Slot;
-use types::{Epoch, Gfn, Output, PAGE_SIZE};
+use types::{Epoch, Gfn, Output, OutputPort, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 
@@ -119,13 +120,14 @@ struct Applier {
     epoch: Epoch,
     machine: Vec<u8>,
     arrived: Option<Instant>,
+    console: Option<Box<dyn Write + Send>>,
     output: VecDeque<Vec<Output>>,
 }
 
 /// Runs until [`Job::Stop`].
-pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, jobs: &Receiver<Job>) {
+pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option<Box<dyn Write + Send>>, jobs: &Receiver<Job>) {
     let writer = Writer::new(memory, shared.map.clone());
-    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, output: VecDeque::new() };
+    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, console, output: VecDeque::new() };
     for job in jobs {
         match job {
             Job::Epoch(complete, arrived) => applier.epoch(*complete, arrived),
@@ -165,12 +167,23 @@ impl Applier {
         self.epoch = epoch;
         self.machine = complete.tail.machine;
         self.arrived = Some(arrived);
+        self.show(&complete.tail.output);
         if self.output.len() == KEPT_EPOCHS {
             self.output.pop_front();
         }
         self.output.push_back(complete.tail.output);
         // The staging machine gives no fault for this event.
         let _ = self.shared.raise(Event::Applied { epoch });
+    }
+
+    /// Committed console output may be seen here as well as at the primary.
+    fn show(&mut self, output: &[Output]) {
+        if let Some(console) = &mut self.console {
+            for piece in output.iter().filter(|piece| piece.port == OutputPort::Console) {
+                // A console nobody can read must not stop the standby.
+                let _ = console.write_all(&piece.bytes);
+            }
+        }
     }
 
     fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {

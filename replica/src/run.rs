@@ -62,6 +62,8 @@ pub struct Setup {
     pub report: Report,
     /// Options.
     pub config: ReplicaConfig,
+    /// Takes what the guest wrote to its console, once that is committed here.
+    pub console: Option<Box<dyn std::io::Write + Send>>,
 }
 
 /// A standby that has become a primary: its machine runs, its node has the grant.
@@ -109,7 +111,7 @@ struct RoleThread {
 /// # Errors
 /// When a thread cannot be had, or when the guest was granted and cannot be activated.
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
-    let Setup { machine, node, arbiter, listener, report, config } = setup;
+    let Setup { machine, node, arbiter, listener, report, config, console } = setup;
     let (news_tx, news) = unbounded();
     let (apply_tx, jobs) = unbounded();
     let slots = machine.slots().slots();
@@ -118,7 +120,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
     let shared = Shared::new(map, Arc::clone(&report), apply_tx, news_tx);
     {
         let (shared, memory) = (Arc::clone(&shared), Arc::clone(machine.memory()));
-        spawn("apply", move || apply::run(shared, memory, &jobs))?;
+        spawn("apply", move || apply::run(shared, memory, console, &jobs))?;
     }
     let door = Arc::new(Door {
         vm: config.vm.clone(),

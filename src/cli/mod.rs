@@ -1,5 +1,6 @@
 //! The command line: verbs, and what each does with its typed input. Errors are printed with their whole chain; exit codes are in [`code`].
 
+mod console;
 mod demo;
 mod node;
 
@@ -67,6 +68,16 @@ enum Command {
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
     ))]
     Standby(NodeArguments),
+    /// Sit at a guest's serial console
+    #[command(after_help = concat!(
+        "Examples:\n  lockstep run --console socket:/run/lockstep/vm0.console ...\n  lockstep console /run/lockstep/vm0.console\n",
+        "  lockstep console --read-only /run/lockstep/vm0.console | tee boot.log\n\n",
+        "The last 64 KiB are shown first. Several terminals may read; the one that connected last types. A standby's socket shows what is committed;\n",
+        "after a failover the guest's console goes on there. Output appears when its epoch is committed, as all output does.\n",
+        "What the guest writes reaches the terminal as it is: use it as you would a serial line to a machine you do not trust.\n",
+        "Exit status: 0 left, or the node has ended; 1 there is no console; 2 wrong command line"
+    ))]
+    Console(console::ConsoleOptions),
     /// Say whether this host can run protected guests, and what to do if not
     #[command(
         after_help = "Examples:\n  lockstep check\n  lockstep check --json | jq '.items[] | select(.level == \"fail\")'\n\nExit status: 0 it can; 4 it cannot"
@@ -120,6 +131,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Command::Run(arguments) => node::run(arguments.node, Verb::Run, arguments.abandon_standby),
         Command::Standby(arguments) => node::run(arguments, Verb::Standby, false),
+        Command::Console(options) => console::run(&options),
         Command::Check(options) => check(&options),
         Command::Demo(options) => demo::run(&options),
     };

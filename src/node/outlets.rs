@@ -14,7 +14,10 @@ use primary::ConsoleOut;
 use types::clock::monotonic_ns;
 use types::event::{NodeEvent, NodeEventKind, Report};
 
+use vmm::Machine;
+
 use super::NodeError;
+use super::console::ConsoleServer;
 use crate::config::{Console, NodeConfig, Sink};
 
 /// Pieces that may wait for a slow reader; an events line is a few KiB at most.
@@ -91,6 +94,7 @@ pub(super) struct Outlets {
     pub(super) report: Report,
     events: Option<Outlet>,
     console: Option<Outlet>,
+    server: Option<ConsoleServer>,
 }
 
 impl Outlets {
@@ -106,6 +110,10 @@ impl Outlets {
             Console::Stdio => Some(Outlet::new("console-out", Box::new(io::stdout()))?),
             Console::File(path) => Some(Outlet::new("console-out", append("console file", path)?)?),
         };
+        let server = match &config.console {
+            Console::Socket(path) => Some(ConsoleServer::start(path)?),
+            Console::None | Console::Stdio | Console::File(_) => None,
+        };
         let report: Report = match events.clone() {
             None => Arc::new(|_| {}),
             Some(outlet) => Arc::new(move |what: NodeEventKind| {
@@ -115,14 +123,28 @@ impl Outlets {
                 }
             }),
         };
-        Ok(Outlets { report, events, console })
+        Ok(Outlets { report, events, console, server })
     }
 
     /// The way out for the guest's console.
     pub(super) fn console(&self) -> ConsoleOut {
-        match &self.console {
-            None => Box::new(io::sink()),
-            Some(outlet) => Box::new(outlet.clone()),
+        match (&self.console, &self.server) {
+            (Some(outlet), _) => Box::new(outlet.clone()),
+            (None, Some(server)) => Box::new(server.writer()),
+            (None, None) => Box::new(io::sink()),
+        }
+    }
+
+    /// Where a standby shows what is committed of the guest's console: on its socket, so that whoever connects after a failover sees what was before. A
+    /// terminal or a file is left to the node that runs the guest.
+    pub(super) fn committed_console(&self) -> Option<ConsoleOut> {
+        self.server.as_ref().map(|server| Box::new(server.writer()) as ConsoleOut)
+    }
+
+    /// The guest runs here from now on: terminals on the console's socket type at it.
+    pub(super) fn type_at(&self, machine: &Arc<Machine>) {
+        if let Some(server) = &self.server {
+            server.type_at(machine);
         }
     }
 
@@ -130,6 +152,9 @@ impl Outlets {
     pub(super) fn flush(&self) {
         for outlet in self.events.iter().chain(&self.console) {
             outlet.flush();
+        }
+        if let Some(server) = &self.server {
+            server.end();
         }
     }
 }

@@ -440,12 +440,10 @@ impl Machine {
         &self.events
     }
 
-    /// Types at the guest's console. What does not fit into the console's buffer (4 KiB) is dropped, as on a real line.
-    pub fn console_input(&self, bytes: &[u8]) {
-        let taken = lock(&self.serial).push_input(bytes);
-        if taken < bytes.len() {
-            tracing::warn!(dropped = bytes.len() - taken, "console input dropped: the guest does not read it");
-        }
+    /// Types at the guest's console. Returns how many bytes were taken: the rest found the console's buffer (4 KiB) full and can be offered again when the guest
+    /// has read.
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        lock(&self.serial).push_input(bytes)
     }
 
     /// Stops the machine for good and joins its threads. Nothing runs and nothing leaves afterwards. May be called again.
