@@ -26,6 +26,7 @@ use crate::error::{DiskError, Full};
 use crate::hooks::{DiskEvent, Hooks};
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::{DIRECT_ALIGN_MAX, Image};
+use crate::keeper::HOT_TICKS;
 use crate::options::{DiskOptions, Mode};
 use crate::record::{Limits, Record, Room};
 use crate::regions::RegionSet;
@@ -109,6 +110,7 @@ pub(crate) struct Inner {
     content: Option<u64>,
     pub(crate) limits: Limits,
     pub(crate) settle: Duration,
+    pub(crate) hot_ticks: u64,
     pub(crate) engine: Engine,
     pub(crate) log: Mutex<Option<LogFile>>,
     pub(crate) state: Mutex<State>,
@@ -126,13 +128,15 @@ pub struct Tuning {
     pub limits: Limits,
     /// Instead of [`SETTLE_PERIOD`].
     pub settle: Duration,
+    /// How many settlings a region stays marked after its last write; usually 10.
+    pub hot_ticks: u64,
     /// Faults that the engine meets.
     pub faults: Option<Arc<dyn Faults>>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, faults: None }
+        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, faults: None }
     }
 }
 
@@ -162,7 +166,7 @@ impl Disk {
     /// # Errors
     /// As [`Disk::open`].
     pub fn open_with(index: DiskIndex, options: &DiskOptions, tuning: Tuning) -> Result<Disk, DiskError> {
-        let Tuning { limits, settle, faults } = tuning;
+        let Tuning { limits, settle, hot_ticks, faults } = tuning;
         let limits = limits.validate()?;
         if options.mode == Mode::Shared {
             return Err(DiskError::SharedUnfenced(options.path.clone()));
@@ -205,6 +209,7 @@ impl Disk {
             content,
             limits,
             settle,
+            hot_ticks,
             engine,
             log: Mutex::new(log.map(|(log, _)| log)),
             state: Mutex::new(state),

@@ -17,7 +17,7 @@ use crate::identity::{CopyState, DataId};
 pub(crate) const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A region that was written so many settlings ago or less stays marked: a guest that writes it again and again shall not wait for the log again and again.
-const HOT_TICKS: u64 = 10;
+pub(crate) const HOT_TICKS: u64 = 10;
 /// With more regions marked than this, recently written ones are cleared too: what a host that returns has to copy stays within a gigabyte and what is not durable.
 const HOT_REGIONS: u32 = 1024;
 
@@ -64,7 +64,7 @@ pub(crate) fn run(disk: &Arc<Inner>) {
                     Some(Task::Clear { epoch: state.peer_durable, first: state.peer_settled == Epoch::NONE })
                 }
                 // What was too hot to be cleared the last time may have cooled.
-                Phase::Protected(_) if state.peer_settled > Epoch::NONE && state.ticks.is_multiple_of(HOT_TICKS) => {
+                Phase::Protected(_) if state.peer_settled > Epoch::NONE && state.ticks.is_multiple_of(disk.hot_ticks.max(1)) => {
                     Some(Task::Clear { epoch: state.peer_settled, first: false })
                 }
                 _ => None,
@@ -149,7 +149,6 @@ fn activated(disk: &Arc<Inner>) -> io::Result<()> {
 
 fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Result<()> {
     // What was written for that epoch and is not carried out here, or not durable, must stay marked: a loss of power here would lose what the other host has.
-    flush(disk)?;
     if first {
         let mut log = disk.lock_log();
         if disk.lock().session != session {
@@ -174,7 +173,7 @@ fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Resu
     let last_written = &state.last_written;
     let left = disk.engine.clear_marks(|region| match last_written.get(&region) {
         None => true,
-        Some((last, ticks)) => *last <= epoch && (marked > HOT_REGIONS || ticks + HOT_TICKS < now),
+        Some((last, ticks)) => *last <= epoch && (marked > HOT_REGIONS || ticks + disk.hot_ticks < now),
     });
     if left == 0 || marked > HOT_REGIONS {
         state.last_written.retain(|_, (last, _)| *last > epoch);

@@ -3,64 +3,17 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-
 use common::*;
-use disk_buffer::disk::Tuning;
-use disk_buffer::engine::faults::{Asked, Strike};
-use disk_buffer::{CopyState, DiskError, DiskEvent, DiskOptions, Plan};
+use disk_buffer::{CopyState, DiskError, DiskEvent, Plan};
 use rand::Rng;
 use types::Epoch;
 
 const BYTES: u64 = 6 * MIB + 512;
 
-/// A host's medium: what of it would be there after a loss of power.
-struct Medium {
-    options: DiskOptions,
-    durable: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Medium {
-    fn new(directory: &Path, name: &str) -> Medium {
-        let path = image(directory, name, BYTES);
-        Medium { options: options(&path), durable: Arc::new(Mutex::new(vec![0; BYTES as usize])) }
-    }
-
-    fn path(&self) -> &PathBuf {
-        &self.options.path
-    }
-
-    /// Starts the host's process.
-    fn open(&self) -> Host {
-        let (path, durable) = (self.path().clone(), Arc::clone(&self.durable));
-        let watch = move |asked| {
-            if asked == Asked::Sync {
-                // Whatever was carried out before is durable when this is answered.
-                *durable.lock().unwrap() = std::fs::read(&path).unwrap();
-            }
-            Strike::Pass
-        };
-        Host::open_with(&self.options, Tuning { faults: Some(Arc::new(watch)), ..tuning() })
-    }
-
-    /// Power fails: of what was written since the last flush, some is there and some is not, a block here and a block there.
-    fn lose_power(&self, guest: &mut Guest) {
-        let mut content = std::fs::read(self.path()).unwrap();
-        let durable = self.durable.lock().unwrap();
-        for (now, then) in content.chunks_mut(4096).zip(durable.chunks(4096)) {
-            if now != then && guest.random.random_bool(0.6) {
-                now.copy_from_slice(then);
-            }
-        }
-        std::fs::write(self.path(), &content).unwrap();
-    }
-}
-
 /// One long life; `Err` says where copies differ.
 fn life(seed: u64) {
     let directory = tempfile::tempdir().unwrap();
-    let media = [Medium::new(directory.path(), "one"), Medium::new(directory.path(), "two")];
+    let media = [Medium::new(directory.path(), "one", BYTES), Medium::new(directory.path(), "two", BYTES)];
     let mut guest = Guest::new(vec![0; BYTES as usize], seed);
     let mut runs = 0;
     // The first copy was brought to its end, durably: no later one is of the whole disk.
@@ -76,7 +29,11 @@ fn life(seed: u64) {
             hosts[other] = Some(media[other].open());
         }
         let (primary, standby) = (hosts[runs].as_ref().unwrap(), hosts[other].as_ref().unwrap());
-        let (plan, mut copy) = join(primary, standby);
+        let (plan, mut copy) = join_while(primary, standby, || {
+            for _ in 0..3 {
+                guest.act(primary);
+            }
+        });
         assert!(!matches!(plan, Plan::Refuse(_)), "seed {seed}, turn {turn}: {plan:?}");
         assert!(!known || !matches!(plan, Plan::Full(_)), "seed {seed}, turn {turn}: a full copy of a disk that is known");
         // Sometimes the link is lost in the middle of the copy.
@@ -97,7 +54,7 @@ fn life(seed: u64) {
             primary.disk.unlink();
             hosts[other] = None;
             if guest.random.random_bool(0.5) {
-                media[other].lose_power(&mut guest);
+                media[other].lose_power(|| guest.random.random_bool(0.6));
             }
             let state = media[other].open();
             assert_eq!(state.disk.identity().unwrap().state, CopyState::Copying);
@@ -119,6 +76,9 @@ fn life(seed: u64) {
                 standby.wait_durable(1);
                 known = true;
                 primary.disk.peer_durable(Epoch(1));
+                if guest.random.random_bool(0.7) {
+                    primary.wait_cleared();
+                }
             }
             // What was reported since.
             for event in standby.events.try_iter() {
@@ -138,7 +98,7 @@ fn life(seed: u64) {
             // The primary's host dies, the standby takes over. Whatever was in flight is gone with it.
             hosts[runs] = None;
             if power {
-                media[runs].lose_power(&mut guest);
+                media[runs].lose_power(|| guest.random.random_bool(0.6));
             }
             hosts[other].as_ref().unwrap().disk.activate(BOUND).unwrap();
             known = true;
@@ -149,7 +109,7 @@ fn life(seed: u64) {
             // The standby's host dies.
             hosts[other] = None;
             if power {
-                media[other].lose_power(&mut guest);
+                media[other].lose_power(|| guest.random.random_bool(0.6));
             }
             hosts[runs].as_ref().unwrap().disk.struck_out().unwrap();
         }

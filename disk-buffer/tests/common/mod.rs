@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use disk_buffer::disk::Tuning;
+use disk_buffer::engine::faults::{Asked, Strike};
 use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Hooks, Plan, plan};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
@@ -32,7 +33,7 @@ pub fn options(path: &Path) -> DiskOptions {
 
 /// Settles often, so that tests need not wait for seconds.
 pub fn tuning() -> Tuning {
-    Tuning { settle: Duration::from_millis(5), ..Tuning::default() }
+    Tuning { settle: Duration::from_millis(2), hot_ticks: 0, ..Tuning::default() }
 }
 
 /// A sparse image.
@@ -97,6 +98,15 @@ impl Host {
     pub fn write(&self, offset: u64, byte: u8, len: usize) {
         let done = self.ask(BlockOp::Write { offset, data: vec![byte; len].into() });
         assert_eq!(done.result, Ok(None));
+    }
+
+    /// Waits until nothing is marked in the log any more.
+    pub fn wait_cleared(&self) {
+        let until = std::time::Instant::now() + BOUND;
+        while !self.disk.identity().unwrap().changed.is_empty() {
+            assert!(std::time::Instant::now() < until, "the log is not cleared");
+            std::thread::yield_now();
+        }
     }
 
     pub fn wait_durable(&self, at_least: u64) {
@@ -194,11 +204,18 @@ impl Guest {
 
 /// Agrees on a plan and joins, as the two nodes do.
 pub fn join(primary: &Host, standby: &Host) -> (Plan, DiskCopy) {
+    join_while(primary, standby, || {})
+}
+
+/// As [`join`], while something happens between any two steps.
+pub fn join_while(primary: &Host, standby: &Host, mut meanwhile: impl FnMut()) -> (Plan, DiskCopy) {
     let identity = primary.disk.identity().unwrap();
     let theirs = standby.disk.identity().unwrap();
     let plan = plan(&identity, &theirs);
     assert!(!matches!(plan, Plan::Refuse(_)), "{plan:?}\nprimary {identity:?}\nstandby {theirs:?}");
+    meanwhile();
     standby.disk.join(&plan, &identity).unwrap();
+    meanwhile();
     let copy = primary.disk.begin_copy(&plan, &theirs).unwrap();
     (plan, copy)
 }
@@ -231,4 +248,46 @@ pub fn protect(primary: &Host, standby: &Host) -> Plan {
     hand_over(&mut copy, standby);
     epoch(primary, standby, 1);
     plan
+}
+
+/// A host's medium: what of it would be there after a loss of power.
+pub struct Medium {
+    pub options: DiskOptions,
+    durable: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Medium {
+    pub fn new(directory: &Path, name: &str, bytes: u64) -> Medium {
+        let path = image(directory, name, bytes);
+        Medium { options: options(&path), durable: Arc::new(Mutex::new(vec![0; bytes as usize])) }
+    }
+
+    pub fn path(&self) -> &PathBuf {
+        &self.options.path
+    }
+
+    /// Starts the host's process.
+    pub fn open(&self) -> Host {
+        let (path, durable) = (self.path().clone(), Arc::clone(&self.durable));
+        let watch = move |asked| {
+            if asked == Asked::Sync {
+                // Whatever was carried out before is durable when this is answered.
+                *durable.lock().unwrap() = std::fs::read(&path).unwrap();
+            }
+            Strike::Pass
+        };
+        Host::open_with(&self.options, Tuning { faults: Some(Arc::new(watch)), ..tuning() })
+    }
+
+    /// Power fails: of what was written since the last flush, what is `lost` is not there, block by block.
+    pub fn lose_power(&self, mut lost: impl FnMut() -> bool) {
+        let mut content = std::fs::read(self.path()).unwrap();
+        let durable = self.durable.lock().unwrap();
+        for (now, then) in content.chunks_mut(4096).zip(durable.chunks(4096)) {
+            if now != then && lost() {
+                now.copy_from_slice(then);
+            }
+        }
+        std::fs::write(self.path(), &content).unwrap();
+    }
 }
