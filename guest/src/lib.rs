@@ -11,11 +11,14 @@ extern crate std;
 
 pub mod command;
 pub mod dirtier;
+pub mod disk;
+mod disk_command;
 pub mod layout;
 pub mod machine;
 pub mod parameters;
 pub mod reply;
 pub mod resp;
+pub mod sector;
 mod server_command;
 pub mod stamp;
 pub mod store;

@@ -1,6 +1,7 @@
 //! What the commands need of the machine they run on, so that they can be tested without one.
 
 use crate::dirtier::Plan;
+use crate::disk::DiskControl;
 use crate::stamp::Corrupt;
 
 /// The guest's clock as it looked to the guest.
@@ -64,6 +65,10 @@ pub trait Machine {
     fn burn(&mut self, percent: u8);
     /// What the dirtier has done.
     fn stamp_status(&mut self) -> StampStatus;
+    /// Number of disks.
+    fn disks(&mut self) -> usize;
+    /// A disk by its place; `None` past the last.
+    fn disk(&mut self, index: usize) -> Option<&mut dyn DiskControl>;
     /// vCPUs that run.
     fn vcpus(&mut self) -> u32;
     /// Numbers for `INFO`.

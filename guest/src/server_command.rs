@@ -1,10 +1,11 @@
 //! Commands about the server and the machine: those stock clients send on their own (COMMAND, HELLO, CLIENT, CONFIG, INFO), and ours
-//! (DIRTY, CHECK, STAMP, BURN, UPTIME, VCPUS).
+//! (DIRTY, CHECK, STAMP, BURN, UPTIME, VCPUS; those about disks are in `disk_command`).
 
 use alloc::format;
 
 use crate::command::{After, upper_case, wrong_arity};
 use crate::dirtier::{MOST_RATE, Pattern, Plan};
+use crate::disk_command;
 use crate::machine::{CheckError, Machine};
 use crate::reply::Reply;
 use crate::resp::{Args, parse_integer};
@@ -66,6 +67,7 @@ pub(crate) fn execute(name: &[u8], args: Args<'_>, store: &Store, machine: &mut 
         }
         b"VCPUS" => reply.integer(i64::from(machine.vcpus())),
         b"ECHO" | b"SELECT" => wrong_arity(reply),
+        _ if disk_command::execute(name, args, machine, reply) => {}
         _ => unknown(args, reply),
     }
     After::Continue

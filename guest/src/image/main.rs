@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod apic;
+mod blk;
 mod boot;
 mod clock;
 mod connection;
@@ -49,9 +50,10 @@ extern "C" fn rust_entry(start_info: u64, index: u32) -> ! {
     let Some(net) = net::Net::find(&parameters) else {
         panic!("no network card with 256-entry queues: name one by virtio_mmio.device=SIZE@BASE:GSI (modern virtio-mmio)");
     };
+    let disks = blk::find_all(&parameters);
     if !parameters.quiet {
         let [a, b, c, d] = parameters.ip;
         serial::print(format_args!("lockstep-guest: ready on {a}.{b}.{c}.{d}:6379, {} of {} vCPUs\n", smp::cpus(), parameters.cpus));
     }
-    server::run(&parameters, &layout, net)
+    server::run(&parameters, &layout, net, disks)
 }

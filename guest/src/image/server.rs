@@ -6,6 +6,7 @@
 use alloc::vec::Vec;
 
 use guest::dirtier::{Plan, check};
+use guest::disk::{Disk, DiskControl};
 use guest::layout::Layout;
 use guest::machine::{CheckError, Counters, Machine, StampStatus, Uptime};
 use guest::parameters::Parameters;
@@ -15,6 +16,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address};
 
+use crate::blk::Blk;
 use crate::clock::{self, Monotonic};
 use crate::connection::{Connection, Service};
 use crate::net::Net;
@@ -44,6 +46,30 @@ const EARLY_NS: u64 = 2_000_000_000;
 struct Guest {
     clock: Monotonic,
     counters: Counters,
+    disks: Vec<Disk<Blk>>,
+}
+
+impl Guest {
+    /// A step of the disks' streams; `false` when none had anything to do.
+    fn step_disks(&mut self) -> bool {
+        let mut progress = false;
+        if !self.disks.is_empty() {
+            let now = clock::raw_ns(0);
+            for disk in &mut self.disks {
+                progress |= disk.step(now);
+            }
+        }
+        progress
+    }
+
+    /// Asks busy disks for interrupts before the vCPU halts; `false`: something has ended already.
+    fn arm_disks(&mut self) -> bool {
+        self.disks.iter_mut().filter(|disk| disk.is_busy()).all(|disk| disk.drive().arm())
+    }
+
+    fn disarm_disks(&mut self) {
+        self.disks.iter_mut().filter(|disk| disk.is_busy()).for_each(|disk| disk.drive().disarm());
+    }
 }
 
 impl Machine for Guest {
@@ -80,6 +106,14 @@ impl Machine for Guest {
         }
     }
 
+    fn disks(&mut self) -> usize {
+        self.disks.len()
+    }
+
+    fn disk(&mut self, index: usize) -> Option<&mut dyn DiskControl> {
+        self.disks.get_mut(index).map(|disk| disk as &mut dyn DiskControl)
+    }
+
     fn vcpus(&mut self) -> u32 {
         smp::cpus()
     }
@@ -104,9 +138,9 @@ impl NetClock {
 }
 
 /// Serves until SHUTDOWN.
-pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net) -> ! {
+pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net, disks: Vec<Disk<Blk>>) -> ! {
     let heap = layout.heap.len() as usize;
-    let machine = Guest { clock: Monotonic::new(0), counters: Counters::default() };
+    let machine = Guest { clock: Monotonic::new(0), counters: Counters::default(), disks };
     // Half of the heap for data, an eighth for what connections hold aside; the rest is the allocator's slack.
     let mut service = Service::new(Store::new(heap / 2), machine, heap / 8);
     let mut config = Config::new(EthernetAddress(net.mac()).into());
@@ -142,6 +176,7 @@ pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net) -> ! {
         if seen != acknowledged {
             acknowledged = seen;
             net.acknowledge_interrupt();
+            service.machine.disks.iter_mut().for_each(|disk| disk.drive().acknowledge_interrupt());
         }
         let now = service.machine.clock.now();
         let instant = net_clock.advance(now, core::mem::take(&mut slept));
@@ -169,6 +204,10 @@ pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net) -> ! {
         progress |= interface.poll_egress(instant, &mut net, &mut sockets) == PollResult::SocketStateChanged;
         net.kick();
         progress |= work.step(&mut service.machine.clock);
+        progress |= service.machine.step_disks();
+        if service.machine.disks.iter_mut().any(|disk| disk.drive().take_timer_used()) {
+            timer_at = 0;
+        }
 
         if service.shutdown {
             let now = service.machine.clock.now();
@@ -188,10 +227,8 @@ pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net) -> ! {
             Some(delay) => Some(delay.total_micros() * 1000),
             None => None,
         };
-        let wait = match (tcp, work.wait_ns()) {
-            (Some(tcp), Some(work)) => Some(tcp.min(work)),
-            (one, other) => one.or(other),
-        };
+        let disks = service.machine.disks.iter().filter_map(Disk::wait_ns).min();
+        let wait = [tcp, work.wait_ns(), disks].into_iter().flatten().min();
         if wait.is_some_and(|ns| ns < 1000) {
             continue;
         }
@@ -204,11 +241,12 @@ pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net) -> ! {
                 timer_at = now + ns;
             }
         }
-        if net.arm() {
+        if net.arm() && service.machine.arm_disks() {
             cpu::wait(seen);
             slept = wait.unwrap_or(u64::MAX);
         }
         net.disarm();
+        service.machine.disarm_disks();
     }
 }
 

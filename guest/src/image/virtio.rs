@@ -1,7 +1,7 @@
 //! virtio-mmio version 2 and its split queues: finding a device, negotiating, and the memory both sides share.
 //!
-//! Queues, descriptors and buffers are statics of the image: their addresses are their physical ones. Notifications are suppressed by the
-//! flags both ways. Not here: frames (`net`).
+//! Queues, descriptors and buffers are statics of the image or of its heap: their addresses are their physical ones. Notifications are
+//! suppressed by the flags both ways. Not here: frames (`net`), disk requests (`blk`).
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -41,6 +41,8 @@ const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
+/// Descriptor flag: another one follows.
+pub const HAS_NEXT: u16 = 1;
 /// Descriptor flag: the device writes the buffer.
 pub const DEVICE_WRITES: u16 = 2;
 
@@ -60,9 +62,9 @@ struct UsedElement {
     length: u32,
 }
 
-/// A queue's rings and buffers, as both sides see them.
+/// A queue's rings, as both sides see them.
 #[repr(C, align(4096))]
-pub struct Shared {
+pub struct Rings {
     descriptors: [Descriptor; QUEUE],
     available_flags: u16,
     available_index: u16,
@@ -71,6 +73,12 @@ pub struct Shared {
     used_flags: u16,
     used_index: u16,
     used: [UsedElement; QUEUE],
+}
+
+/// Rings, and a buffer for each descriptor.
+#[repr(C, align(4096))]
+pub struct Shared {
+    rings: Rings,
     buffers: Buffers,
 }
 
@@ -81,22 +89,24 @@ impl Shared {
     /// All zero, as memory is before a device is set up.
     pub const fn new() -> Shared {
         Shared {
-            descriptors: [Descriptor { address: 0, length: 0, flags: 0, next: 0 }; QUEUE],
-            available_flags: 0,
-            available_index: 0,
-            available: [0; QUEUE],
-            _pad: [0; 2],
-            used_flags: 0,
-            used_index: 0,
-            used: [UsedElement { id: 0, length: 0 }; QUEUE],
+            rings: Rings {
+                descriptors: [Descriptor { address: 0, length: 0, flags: 0, next: 0 }; QUEUE],
+                available_flags: 0,
+                available_index: 0,
+                available: [0; QUEUE],
+                _pad: [0; 2],
+                used_flags: 0,
+                used_index: 0,
+                used: [UsedElement { id: 0, length: 0 }; QUEUE],
+            },
             buffers: Buffers([[0; BUFFER]; QUEUE]),
         }
     }
 }
 
-/// The driver's side of a queue.
-pub struct Queue {
-    shared: *mut Shared,
+/// The driver's side of a queue's rings.
+pub struct Ring {
+    rings: *mut Rings,
     index: u32,
     base: u64,
     /// Next available index to publish.
@@ -105,18 +115,77 @@ pub struct Queue {
     used: u16,
 }
 
-impl Queue {
-    fn new(shared: *mut Shared, index: u32, base: u64, flags: u16) -> Queue {
-        for id in 0..QUEUE {
-            // SAFETY: the queue is this driver's alone until the device is told of it.
-            unsafe {
-                let address = (&raw const (*shared).buffers.0[id]).expose_provenance() as u64;
-                (*shared).descriptors[id] = Descriptor { address, length: BUFFER as u32, flags, next: 0 };
-            }
+impl Ring {
+    /// Writes a descriptor that is not the device's now.
+    pub fn describe(&mut self, id: u16, address: u64, length: u32, flags: u16, next: u16) {
+        // SAFETY: the descriptor is the driver's.
+        unsafe {
+            let slot = &raw mut (*self.rings).descriptors[usize::from(id) % QUEUE];
+            slot.write_volatile(Descriptor { address, length, flags, next });
         }
-        Queue { shared, index, base, available: 0, used: 0 }
     }
 
+    /// Changes which descriptor follows one that is not the device's now.
+    pub fn link(&mut self, id: u16, next: u16) {
+        // SAFETY: the descriptor is the driver's.
+        unsafe { (&raw mut (*self.rings).descriptors[usize::from(id) % QUEUE].next).write_volatile(next) };
+    }
+
+    /// Gives the chain that starts at a descriptor to the device.
+    pub fn offer(&mut self, head: u16) {
+        // SAFETY: slot and index are written only here, the index last, which x86 keeps in order.
+        unsafe {
+            (&raw mut (*self.rings).available[usize::from(self.available) % QUEUE]).write_volatile(head);
+            self.available = self.available.wrapping_add(1);
+            compiler_fence(Ordering::Release);
+            (&raw mut (*self.rings).available_index).write_volatile(self.available);
+        }
+    }
+
+    /// Whether the device has handed a chain back.
+    pub fn has_used(&self) -> bool {
+        // SAFETY: a field that the device writes, read in one instruction.
+        unsafe { (&raw const (*self.rings).used_index).read_volatile() != self.used }
+    }
+
+    /// Takes a chain back: its head and the bytes that the device wrote.
+    pub fn take(&mut self) -> Option<(u16, u32)> {
+        if !self.has_used() {
+            return None;
+        }
+        compiler_fence(Ordering::Acquire);
+        // SAFETY: the device wrote this element before it moved the index past it.
+        let element = unsafe { (&raw const (*self.rings).used[usize::from(self.used) % QUEUE]).read_volatile() };
+        self.used = self.used.wrapping_add(1);
+        Some(((element.id as usize % QUEUE) as u16, element.length))
+    }
+
+    /// Asks the device to interrupt, or not to, when it hands chains back.
+    pub fn set_interrupts(&mut self, wanted: bool) {
+        // SAFETY: only the driver writes this field.
+        unsafe { (&raw mut (*self.rings).available_flags).write_volatile(u16::from(!wanted)) };
+        cpu::fence();
+    }
+
+    /// Tells the device that there is something new, unless it has said that it looks anyway.
+    pub fn kick(&mut self) {
+        cpu::fence();
+        // SAFETY: a field that the device writes; then a device register.
+        unsafe {
+            if (&raw const (*self.rings).used_flags).read_volatile() & 1 == 0 {
+                mmio_write(self.base + QUEUE_NOTIFY, self.index);
+            }
+        }
+    }
+}
+
+/// The driver's side of a queue in which each descriptor is a chain with a buffer of its own.
+pub struct Queue {
+    ring: Ring,
+    shared: *mut Shared,
+}
+
+impl Queue {
     /// The buffer of a descriptor.
     pub fn buffer(&mut self, id: u16) -> &mut [u8; BUFFER] {
         // SAFETY: the driver owns a buffer from the moment the device hands it back until it is offered again, and `&mut self` keeps the
@@ -126,54 +195,35 @@ impl Queue {
 
     /// Gives a buffer's first `length` bytes to the device.
     pub fn offer(&mut self, id: u16, length: u32) {
-        // SAFETY: the descriptor is not the device's now; slot and index are written only here, the index last, which x86 keeps in order.
+        // SAFETY: the descriptor is not the device's now.
         unsafe {
-            let slot = &raw mut (*self.shared).descriptors[usize::from(id) % QUEUE].length;
+            let slot = &raw mut (*self.shared).rings.descriptors[usize::from(id) % QUEUE].length;
             if slot.read() != length {
                 // Receive buffers keep their length: not writing it saves a dirty page.
                 slot.write_volatile(length);
             }
-            (&raw mut (*self.shared).available[usize::from(self.available) % QUEUE]).write_volatile(id);
-            self.available = self.available.wrapping_add(1);
-            compiler_fence(Ordering::Release);
-            (&raw mut (*self.shared).available_index).write_volatile(self.available);
         }
+        self.ring.offer(id);
     }
 
     /// Whether the device has handed a buffer back.
     pub fn has_used(&self) -> bool {
-        // SAFETY: a field that the device writes, read in one instruction.
-        unsafe { (&raw const (*self.shared).used_index).read_volatile() != self.used }
+        self.ring.has_used()
     }
 
     /// Takes a buffer back: its descriptor and the bytes that the device wrote.
     pub fn take(&mut self) -> Option<(u16, u32)> {
-        if !self.has_used() {
-            return None;
-        }
-        compiler_fence(Ordering::Acquire);
-        // SAFETY: the device wrote this element before it moved the index past it.
-        let element = unsafe { (&raw const (*self.shared).used[usize::from(self.used) % QUEUE]).read_volatile() };
-        self.used = self.used.wrapping_add(1);
-        Some(((element.id as usize % QUEUE) as u16, element.length))
+        self.ring.take()
     }
 
     /// Asks the device to interrupt, or not to, when it hands buffers back.
     pub fn set_interrupts(&mut self, wanted: bool) {
-        // SAFETY: only the driver writes this field.
-        unsafe { (&raw mut (*self.shared).available_flags).write_volatile(u16::from(!wanted)) };
-        cpu::fence();
+        self.ring.set_interrupts(wanted);
     }
 
     /// Tells the device that there are new buffers, unless it has said that it looks anyway.
     pub fn kick(&mut self) {
-        cpu::fence();
-        // SAFETY: a field that the device writes; then a device register.
-        unsafe {
-            if (&raw const (*self.shared).used_flags).read_volatile() & 1 == 0 {
-                mmio_write(self.base + QUEUE_NOTIFY, self.index);
-            }
-        }
+        self.ring.kick();
     }
 }
 
@@ -204,19 +254,18 @@ impl Device {
         (device.read(STATUS) & FEATURES_OK != 0).then_some(Device { base, acknowledge })
     }
 
-    /// Sets up a queue over shared memory. `None` when the device has no queue of [`QUEUE`] entries there.
+    /// Sets up a queue over memory that both sides see. `None` when the device has no queue of [`QUEUE`] entries there.
     ///
     /// # Safety
-    /// `shared` must live as long as the device and belong to this queue alone.
-    pub unsafe fn queue(&self, index: u32, shared: *mut Shared, flags: u16) -> Option<Queue> {
+    /// `rings` must be zero, live as long as the device and belong to this queue alone.
+    pub unsafe fn ring(&self, index: u32, rings: *mut Rings) -> Option<Ring> {
         self.write(QUEUE_SELECT, index);
         if self.read(QUEUE_SIZE_MOST) < QUEUE as u32 {
             return None;
         }
-        let queue = Queue::new(shared, index, self.base, flags);
         // SAFETY: addresses of fields, nothing is read.
         let (descriptors, available, used) =
-            unsafe { (&raw const (*shared).descriptors, &raw const (*shared).available_flags, &raw const (*shared).used_flags) };
+            unsafe { (&raw const (*rings).descriptors, &raw const (*rings).available_flags, &raw const (*rings).used_flags) };
         self.write(QUEUE_SIZE, QUEUE as u32);
         for (register, address) in [
             (QUEUE_DESCRIPTORS, descriptors.expose_provenance()),
@@ -227,6 +276,22 @@ impl Device {
             self.write(register + 4, (address as u64 >> 32) as u32);
         }
         self.write(QUEUE_READY, 1);
+        Some(Ring { rings, index, base: self.base, available: 0, used: 0 })
+    }
+
+    /// The same with a buffer for each descriptor, which have `flags`.
+    ///
+    /// # Safety
+    /// As for [`Device::ring`].
+    pub unsafe fn queue(&self, index: u32, shared: *mut Shared, flags: u16) -> Option<Queue> {
+        // SAFETY: the caller's promise.
+        let ring = unsafe { self.ring(index, &raw mut (*shared).rings)? };
+        let mut queue = Queue { ring, shared };
+        for id in 0..QUEUE {
+            // SAFETY: the address of a field, nothing is read.
+            let address = unsafe { (&raw const (*shared).buffers.0[id]).expose_provenance() as u64 };
+            queue.ring.describe(id as u16, address, BUFFER as u32, flags, 0);
+        }
         Some(queue)
     }
 

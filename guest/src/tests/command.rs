@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::dirtier::{Pattern, Plan};
+use crate::disk::tests::{FakeDrive, Fault};
+use crate::disk::{Disk, DiskControl};
 use crate::machine::{CheckError, Counters, StampStatus, Uptime};
 use crate::resp::{Parsed, Parser};
 use crate::stamp::Corrupt;
@@ -17,6 +19,7 @@ struct Bench {
 }
 
 struct FakeMachine {
+    disk: Disk<FakeDrive>,
     plan: Plan,
     burn: u8,
     check: Result<u64, CheckError>,
@@ -43,6 +46,12 @@ impl Machine for FakeMachine {
     fn stamp_status(&mut self) -> StampStatus {
         StampStatus { plan: self.plan, stamped: 17, region_pages: 30_000, region_start: 0x834_e000 }
     }
+    fn disks(&mut self) -> usize {
+        1
+    }
+    fn disk(&mut self, index: usize) -> Option<&mut dyn DiskControl> {
+        (index == 0).then_some(&mut self.disk)
+    }
     fn vcpus(&mut self) -> u32 {
         3
     }
@@ -53,7 +62,7 @@ impl Machine for FakeMachine {
 
 impl Bench {
     fn new() -> Bench {
-        let machine = FakeMachine { plan: Plan::IDLE, burn: 0, check: Ok(12), stops: true };
+        let machine = FakeMachine { disk: Disk::new(FakeDrive::new()), plan: Plan::IDLE, burn: 0, check: Ok(12), stops: true };
         Bench { store: Store::new(1 << 20), machine, after: After::Continue }
     }
 
@@ -173,6 +182,40 @@ fn our_own_commands_reach_the_machine_and_tell_what_it_says() {
 }
 
 #[test]
+fn disks_are_written_read_and_checked_on_command() {
+    let mut bench = Bench::new();
+    for (line, reply) in [
+        ("DISKS", ":1\r\n"),
+        ("DREAD 0 5", ":0\r\n"),
+        ("DWRITE 0 5 77", "+OK\r\n"),
+        ("DREAD 0 5", ":77\r\n"),
+        ("DFLUSH 0", "+OK\r\n"),
+        ("DCHECK 0", ":8\r\n"),
+        ("DWRITE 0 512 1", "-ERR the disk ends before that block\r\n"),
+        ("DLOAD 0 0", "+OK\r\n"),
+        ("DLOAD 0 1000 42", "+OK\r\n"),
+        ("DREAD 1 0", "-ERR no such disk: this guest has 1, counted from 0\r\n"),
+        ("DFLUSH x", "-ERR no such disk: this guest has 1, counted from 0\r\n"),
+    ] {
+        assert_eq!(bench.run(line), reply, "{line}");
+    }
+    let status = "sectors:4096 rate:1000 reads:3 writes:1 flushes:1 errors:0 in_flight:0 torn:-1";
+    assert_eq!(bench.run("DSTAT 0"), format!("${}\r\n{status}\r\n", status.len()));
+    for line in
+        ["DWRITE 0 5", "DWRITE 0 5 0", "DWRITE 0 -1 5", "DREAD 0", "DREAD 0 x", "DLOAD 0 1000001", "DLOAD 0 1 x", "DLOAD 0", "DISKS 1"]
+    {
+        assert!(bench.run(line).starts_with("-ERR "), "{line}");
+    }
+    bench.machine.disk.drive().fault = Fault::Tear;
+    assert_eq!(bench.run("DWRITE 0 5 78"), "+OK\r\n");
+    assert!(bench.run("DREAD 0 5").starts_with("-TORN sector 44 word "));
+    bench.machine.disk.drive().fault = Fault::Fail;
+    assert!(bench.run("DFLUSH 0").starts_with("-IOERR "));
+    bench.machine.disk.drive().fault = Fault::Silence;
+    assert!(bench.run("DFLUSH 0").starts_with("-SILENT "));
+}
+
+#[test]
 fn quit_and_shutdown_answer_before_they_act() {
     let mut bench = Bench::new();
     assert_eq!((bench.run("QUIT").as_str(), bench.after), ("+OK\r\n", After::Close));
@@ -190,7 +233,7 @@ fn a_full_store_answers_oom() {
 
 proptest! {
     #[test]
-    fn any_request_gets_exactly_one_well_formed_reply(words in prop::collection::vec(prop_oneof!["[A-Z]{3,8}", "GET|SET|LPUSH|LRANGE|DIRTY|BURN|MSET|CONFIG|INCRBY", "[ -~]{1,12}", "-?[0-9]{1,20}"], 1..6)) {
+    fn any_request_gets_exactly_one_well_formed_reply(words in prop::collection::vec(prop_oneof!["[A-Z]{3,8}", "GET|SET|LPUSH|LRANGE|DIRTY|DWRITE|DREAD|DLOAD|DSTAT|BURN|MSET|CONFIG|INCRBY", "[ -~]{1,12}", "-?[0-9]{1,20}"], 1..6)) {
         let mut bench = Bench::new();
         let mut request = format!("*{}\r\n", words.len());
         for word in &words {
