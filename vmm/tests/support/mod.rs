@@ -4,6 +4,9 @@
 //! that and restored.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod built_in;
+pub mod medium;
+
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
