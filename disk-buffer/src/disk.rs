@@ -474,7 +474,7 @@ impl Inner {
                 Phase::Recording(record) | Phase::Protected(record) => record.roomy(),
                 _ => true,
             };
-            state.starved && room && !std::mem::replace(&mut state.starved, false)
+            room && std::mem::take(&mut state.starved)
         };
         self.answer(tag, answer.map_err(BlockError::Io));
         if room {

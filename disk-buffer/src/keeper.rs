@@ -149,6 +149,7 @@ fn activated(disk: &Arc<Inner>) -> io::Result<()> {
 
 fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Result<()> {
     // What was written for that epoch and is not carried out here, or not durable, must stay marked: a loss of power here would lose what the other host has.
+    flush(disk)?;
     if first {
         let mut log = disk.lock_log();
         if disk.lock().session != session {

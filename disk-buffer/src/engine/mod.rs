@@ -321,7 +321,3 @@ impl Drop for Engine {
         self.stop();
     }
 }
-
-#[cfg(test)]
-#[path = "engine_tests.rs"]
-mod tests;
