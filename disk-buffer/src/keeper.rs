@@ -64,7 +64,11 @@ pub(crate) fn run(disk: &Arc<Inner>) {
                     Some(Task::Clear { epoch: state.peer_durable, first: state.peer_settled == Epoch::NONE })
                 }
                 // What was too hot to be cleared the last time may have cooled.
-                Phase::Protected(_) if state.peer_settled > Epoch::NONE && state.ticks.is_multiple_of(disk.hot_ticks.max(1)) => {
+                Phase::Protected(_)
+                    if state.peer_settled > Epoch::NONE
+                        && !state.last_written.is_empty()
+                        && state.ticks.is_multiple_of(disk.hot_ticks.max(1)) =>
+                {
                     Some(Task::Clear { epoch: state.peer_settled, first: false })
                 }
                 _ => None,
@@ -172,12 +176,15 @@ fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Resu
     let now = state.ticks;
     let marked = disk.engine.marked().map_or(0, |set| set.count());
     let last_written = &state.last_written;
-    let left = disk.engine.clear_marks(|region| match last_written.get(&region) {
-        None => true,
-        Some((last, ticks)) => *last <= epoch && (marked > HOT_REGIONS || ticks + disk.hot_ticks < now),
+    let mut cleared = Vec::new();
+    let left = disk.engine.clear_marks(|region| {
+        let clear =
+            last_written.get(&region).is_none_or(|(last, ticks)| *last <= epoch && (marked > HOT_REGIONS || ticks + disk.hot_ticks < now));
+        cleared.extend(clear.then_some(region));
+        clear
     });
-    if left == 0 || marked > HOT_REGIONS {
-        state.last_written.retain(|_, (last, _)| *last > epoch);
+    for region in cleared {
+        state.last_written.remove(&region);
     }
     tracing::debug!(disk = %disk.index, %epoch, marked, left, "change log cleared");
     Ok(())

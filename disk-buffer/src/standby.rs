@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(crate) struct Following {
     pub(crate) touched: Epoch,
     backlog_requests: usize,
     backlog_bytes: usize,
+    /// Zeros of the copy that were not handed to the engine yet: the next block may be more of them.
+    zeros: Range<u64>,
     /// An epoch is being handed to the engine: it is not carried out wholly even if nothing is missing at the moment.
     submitting: bool,
 }
@@ -64,6 +67,7 @@ impl Following {
             touched: Epoch::NONE,
             backlog_requests: 0,
             backlog_bytes: 0,
+            zeros: 0..0,
             submitting: false,
         }
     }
@@ -130,11 +134,31 @@ impl Disk {
             return Err(DiskError::OutOfRange { disk: inner.index, offset, len, bytes });
         }
         let len = len.min(bytes - offset);
-        let op = match data {
-            Some(data) if !is_zero(data) => Op::Write { offset, data: Arc::from(&data[..len as usize]) },
-            _ => Op::Zero { offset, len, unmap: true },
+        let zeros = match data.filter(|data| !is_zero(data)) {
+            Some(_) => self.take_zeros(None)?,
+            // A hole a block costs a call a block; neighbours become one.
+            None => self.take_zeros(Some(offset..offset + len))?,
         };
-        inner.apply(op, None)
+        if !zeros.is_empty() {
+            inner.apply(Op::Zero { offset: zeros.start, len: zeros.end - zeros.start, unmap: true }, None)?;
+        }
+        match data.filter(|data| !is_zero(data)) {
+            Some(data) => inner.apply(Op::Write { offset, data: Arc::from(&data[..len as usize]) }, None),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds `more` to the zeros that wait, and takes out what cannot wait any longer: what `more` does not follow on, or all when there is no more.
+    fn take_zeros(&self, more: Option<Range<u64>>) -> Result<Range<u64>, DiskError> {
+        let mut state = self.inner.lock();
+        let Phase::Standby(following) = &mut state.phase else { return Err(self.inner.wrong_phase("taking the copy", &state)) };
+        match more {
+            Some(more) if more.start == following.zeros.end && more.end - following.zeros.start <= WIPE_BYTES => {
+                following.zeros.end = more.end;
+                Ok(0..0)
+            }
+            more => Ok(std::mem::replace(&mut following.zeros, more.unwrap_or(0..0))),
+        }
     }
 
     /// Keeps the writes of a complete epoch until it is committed. Those of other disks are not taken.
@@ -149,6 +173,11 @@ impl Disk {
             if write.disk != inner.index || !fits {
                 return Err(DiskError::OutOfRange { disk: write.disk, offset: write.offset, len: write.len(), bytes });
             }
+        }
+        // The copy is over.
+        let zeros = self.take_zeros(None)?;
+        if !zeros.is_empty() {
+            inner.apply(Op::Zero { offset: zeros.start, len: zeros.end - zeros.start, unmap: true }, None)?;
         }
         let mut state = inner.lock();
         let Phase::Standby(following) = &mut state.phase else { return Err(inner.wrong_phase("keeping an epoch", &state)) };
