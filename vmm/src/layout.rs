@@ -27,6 +27,11 @@ pub const SCI_GSI: u32 = 9;
 /// The IOAPIC's last pin: lines from here on exist only as message-signalled interrupts.
 pub const LAST_PIN: u32 = 23;
 
+/// Virtio devices that fit on the mmio bus: a line each, but the ACPI event device's.
+pub const MMIO_DEVICES: usize = (LAST_PIN - MMIO_FIRST_GSI) as usize;
+/// Virtio devices that fit on the PCI bus: all but the host bridge's place.
+pub const PCI_SLOTS: usize = 31;
+
 /// PCI configuration space, memory mapped: bus 0 alone, 32 devices of 8 functions of 4 KiB.
 pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// Where PCI functions' memory BARs lie.
@@ -64,7 +69,7 @@ mod tests {
     #[test]
     fn mmio_windows_are_apart_and_their_lines_are_the_ioapics_but_the_sci() {
         let windows: Vec<_> = (0..).map_while(mmio_window).collect();
-        assert_eq!(windows.len(), 18);
+        assert_eq!(windows.len(), MMIO_DEVICES);
         assert_eq!(windows[0], MmioWindow { base: 0xd000_0000, gsi: 5 });
         assert!(windows.windows(2).all(|pair| pair[0].base + MMIO_LENGTH == pair[1].base && pair[0].gsi < pair[1].gsi));
         assert!(windows.iter().all(|window| window.gsi != SCI_GSI && window.gsi <= LAST_PIN));

@@ -52,11 +52,12 @@ const TSS_ADDRESS: usize = KVM_PAGES.start as usize + types::PAGE_SIZE;
 const EVENTS_MAX: usize = 2 * MAX_VCPUS as usize;
 
 /// What the machine cannot do without.
-const NEEDED: [(Cap, &str); 8] = [
+const NEEDED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "in-kernel interrupt chips (KVM_CAP_IRQCHIP)"),
     (Cap::UserMemory, "user memory slots (KVM_CAP_USER_MEMORY)"),
     (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
     (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+    (Cap::IrqRouting, "interrupt routing (KVM_CAP_IRQ_ROUTING)"),
     (Cap::ImmediateExit, "immediate exit (KVM_CAP_IMMEDIATE_EXIT)"),
     (Cap::AdjustClock, "an adjustable clock (KVM_CAP_ADJUST_CLOCK)"),
     (Cap::VcpuEvents, "vCPU events (KVM_CAP_VCPU_EVENTS)"),

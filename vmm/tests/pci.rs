@@ -13,7 +13,7 @@ use support::{Program, capture, config, kvm_is_there, load, sinks};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm::{
     Bus, Machine, MachineConfig,
-    layout::{PCI_BARS, PCI_ECAM},
+    layout::{PCI_BARS, PCI_ECAM, SCI_GSI},
 };
 
 const MEMORY: u64 = 64 << 20;
@@ -53,6 +53,10 @@ const HANDS: &[u8] = &[
 const LAPIC: u64 = 0xfee0_0000;
 const LAPIC_SPURIOUS: u64 = LAPIC + 0xf0;
 const LAPIC_REQUESTS: u64 = LAPIC + 0x200;
+
+/// The IOAPIC's index and data registers.
+const IOAPIC_INDEX: u64 = 0xfec0_0000;
+const IOAPIC_DATA: u64 = 0xfec0_0010;
 
 const CONFIG: u64 = PCI_ECAM.start + (1 << 15);
 const MSIX_CAP: u64 = 0x40;
@@ -222,6 +226,25 @@ fn a_kick_is_served_and_answered_by_a_message_wherever_the_memory_was_moved() {
     guest.write(guest.bar + TABLE + 16 + 12, 4, 0);
     guest.wait_interrupted(0x52);
     assert_eq!(guest.read(guest.bar + 0x5000, 4), 0);
+}
+
+#[test]
+fn the_interrupt_chips_pins_go_on_working_beside_messages() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut guest = Guest::new();
+    guest.set_up(0x41);
+    guest.request(guest.bar);
+    guest.wait_interrupted(0x42);
+    // The pin of the ACPI events: vector 0x85 to CPU 0, edge-triggered, not masked.
+    for (register, value) in [(0x11 + 2 * u64::from(SCI_GSI), 0), (0x10 + 2 * u64::from(SCI_GSI), 0x85)] {
+        guest.write(IOAPIC_INDEX, 4, register);
+        guest.write(IOAPIC_DATA, 4, value);
+    }
+    assert!(!guest.interrupted(0x85));
+    guest.machine.press_power_button();
+    guest.wait_interrupted(0x85);
 }
 
 #[test]

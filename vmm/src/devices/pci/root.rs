@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Devices on a bus, the host bridge among them. Each has one function here.
-pub const PCI_DEVICES: usize = 32;
+pub const PCI_DEVICES: usize = crate::layout::PCI_SLOTS + 1;
 
 /// Configuration space that ECAM offers for each function.
 const ECAM_FUNCTION: u64 = 4096;

@@ -1,16 +1,14 @@
 //! A small PCI driver for tests: finds the function by ECAM, walks its capabilities, sets the card up. No KVM.
 
-use std::sync::Arc;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex};
 
 use crate::GuestMemory;
-use crate::devices::AddressSpace;
-use crate::devices::lock;
 use crate::devices::pci::{PciRoot, testing::FakeKvm};
 use crate::devices::virtio::VirtioPci;
 use crate::devices::virtio::net::testing::{Card, RX, Rings, TX, memory};
+use crate::devices::{AddressSpace, lock};
 use crate::layout::{PCI_BARS, PCI_ECAM};
-use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
 
 /// First line of the card's vectors: RX, TX, configuration.
 pub(crate) const GSI: u32 = 24;
