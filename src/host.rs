@@ -29,6 +29,16 @@ pub fn memory_available() -> io::Result<u64> {
     meminfo("MemAvailable")
 }
 
+/// Bytes of reserved huge pages (of the default size) that nobody uses.
+///
+/// # Errors
+/// `/proc/meminfo` cannot be read or has no such lines.
+pub fn huge_pages_free() -> io::Result<u64> {
+    // A count, not kilobytes.
+    let count = meminfo("HugePages_Free")? >> 10;
+    Ok(count * meminfo("Hugepagesize")?)
+}
+
 /// The host's name.
 ///
 /// # Errors

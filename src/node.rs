@@ -1,6 +1,7 @@
 //! A node: composes the machine, the primary's and the standby's shells, and the events stream. No mechanism lives here.
 
 mod console;
+mod drivers;
 mod outlets;
 
 use std::io::Read;
@@ -193,6 +194,7 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
         console_input(&machine)?;
     }
     outlets.type_at(&machine);
+    drivers::watch(&machine, config.machine.bus, &report)?;
     let standby = match &config.peering {
         Peering::Alone => None,
         Peering::Primary { standby, .. } | Peering::Standby { standby, .. } => *standby,

@@ -40,6 +40,13 @@ const CAPABILITIES: &[(u32, &str, Need)] = &[
         Need::Should("a Linux guest may report a soft lockup after a failover; use a kernel of at least 3.5"),
     ),
     (
+        caps::KVM_CAP_IRQ_ROUTING,
+        "KVM_CAP_IRQ_ROUTING",
+        Need::Should(
+            "no --bus pci (message-signalled interrupts), which stock kernels need; use a kernel with in-kernel interrupt routing",
+        ),
+    ),
+    (
         caps::KVM_CAP_TSC_DEADLINE_TIMER,
         "KVM_CAP_TSC_DEADLINE_TIMER",
         Need::Should("guest timers are coarser; nothing to do but use a newer processor or kernel"),
@@ -69,6 +76,8 @@ pub(super) fn look() -> (Vec<Item>, Option<&'static str>) {
     }
     let (item, chosen) = dirty_tracking(&kvm);
     items.push(item);
+    items.extend(cpu_models(&kvm));
+    items.push(tsc(&kvm));
     (items, chosen)
 }
 
@@ -91,6 +100,45 @@ fn virtual_machine(kvm: &Kvm) -> Item {
         Err(error) => {
             Item::fail("a virtual machine", format!("cannot be made: {error}"), "another hypervisor may hold VT-x or AMD-V: stop it")
         }
+    }
+}
+
+/// Which `--cpu` this host can carry.
+fn cpu_models(kvm: &Kvm) -> Vec<Item> {
+    let support = match vmm::cpu::support(kvm) {
+        Ok(support) => support,
+        Err(error) => return vec![Item::fail("--cpu", error.to_string(), "use a newer kernel")],
+    };
+    let item = |(model, missing): (vmm::CpuModel, Vec<String>)| {
+        let name = match model {
+            vmm::CpuModel::Host => "--cpu host",
+            vmm::CpuModel::Level(vmm::CpuLevel::V1) => "--cpu x86-64-v1",
+            vmm::CpuModel::Level(vmm::CpuLevel::V2) => "--cpu x86-64-v2",
+            vmm::CpuModel::Level(vmm::CpuLevel::V3) => "--cpu x86-64-v3",
+        };
+        match missing.as_slice() {
+            [] => Item::ok(name, "can be carried"),
+            missing => Item::warn(
+                name,
+                format!("this host lacks {}", missing.join(", ")),
+                "choose a --cpu that both hosts can carry; host needs the same processor on both",
+            ),
+        }
+    };
+    support.into_iter().map(item).collect()
+}
+
+/// The TSC's frequency, by a virtual CPU, and whether a guest's may differ from it.
+fn tsc(kvm: &Kvm) -> Item {
+    let khz = kvm.create_vm().and_then(|vm| vm.create_irq_chip().and_then(|()| vm.create_vcpu(0))).and_then(|vcpu| vcpu.get_tsc_khz());
+    match (khz, kvm.check_extension(kvm_ioctls::Cap::TscControl)) {
+        (Ok(khz), true) => Item::ok("TSC", format!("{khz} kHz, and can be scaled to another host's")),
+        (Ok(khz), false) => Item::warn(
+            "TSC",
+            format!("{khz} kHz, and cannot be scaled"),
+            "the other host's TSC must run at the same frequency, to 250 millionths (its lockstep check tells it), or be able to scale",
+        ),
+        (Err(error), _) => Item::warn("TSC", format!("its frequency cannot be told: {error}"), "use a kernel of at least 2.6.38"),
     }
 }
 

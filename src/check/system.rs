@@ -19,7 +19,19 @@ const ENOUGH_FILES: u64 = 1024;
 
 /// Looks at the rest of the host.
 pub(super) fn look() -> Vec<Item> {
-    vec![tun(), memory(), huge_pages(), locked_memory(), open_files(), real_time(), io_uring(), namespaces(), iproute2()]
+    vec![
+        tun(),
+        memory(),
+        huge_pages(),
+        reserved_huge_pages(),
+        locked_memory(),
+        open_files(),
+        real_time(),
+        io_uring(),
+        io_uring_disks(),
+        namespaces(),
+        iproute2(),
+    ]
 }
 
 fn tun() -> Item {
@@ -58,6 +70,15 @@ fn huge_pages() -> Item {
             }
         }
         Err(error) => Item::warn("transparent huge pages", error.to_string(), "use a kernel with transparent huge pages"),
+    }
+}
+
+/// Only `--backing hugepages` needs them, so none is no fault.
+fn reserved_huge_pages() -> Item {
+    match host::huge_pages_free() {
+        Ok(0) => Item::ok("reserved huge pages", "none; --backing hugepages needs some (sysctl vm.nr_hugepages)"),
+        Ok(bytes) => Item::ok("reserved huge pages", format!("{} MiB free, for --backing hugepages", bytes >> 20)),
+        Err(error) => Item::ok("reserved huge pages", format!("cannot be told: {error}")),
     }
 }
 
@@ -121,6 +142,27 @@ fn io_uring() -> Item {
         Ok(ring) if !ring.params().is_feature_ext_arg() => Item::fail("io_uring", "waits without a time limit only", REMEDY),
         Ok(_) => Item::ok("io_uring", "can be made as the replication link needs it"),
         Err(error) => Item::fail("io_uring", error.to_string(), REMEDY),
+    }
+}
+
+/// The operations that disks are made of.
+fn io_uring_disks() -> Item {
+    use io_uring::{Probe, opcode};
+    const REMEDY: &str = "use a kernel of at least 5.6: --disk reads, writes, syncs and punches holes through io_uring";
+    let mut probe = Probe::new();
+    let asked = io_uring::IoUring::new(8).and_then(|ring| ring.submitter().register_probe(&mut probe));
+    let needed = [
+        ("read", opcode::Read::CODE),
+        ("write", opcode::Write::CODE),
+        ("fsync", opcode::Fsync::CODE),
+        ("fallocate", opcode::Fallocate::CODE),
+        ("poll", opcode::PollAdd::CODE),
+    ];
+    let missing: Vec<&str> = needed.iter().filter(|(_, code)| !probe.is_supported(*code)).map(|(name, _)| *name).collect();
+    match (asked, missing.as_slice()) {
+        (Err(error), _) => Item::warn("io_uring for disks", error.to_string(), REMEDY),
+        (Ok(()), []) => Item::ok("io_uring for disks", "has every operation"),
+        (Ok(()), missing) => Item::warn("io_uring for disks", format!("lacks {}", missing.join(", ")), REMEDY),
     }
 }
 

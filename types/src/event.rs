@@ -110,6 +110,11 @@ pub enum NodeEventKind {
         /// Why.
         reason: String,
     },
+    /// Something an operator should look at; the node goes on.
+    Warning {
+        /// What, and what to do.
+        text: String,
+    },
     /// The guest ended by itself (shutdown, reset, triple fault).
     GuestStopped {
         /// How.

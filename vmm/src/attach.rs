@@ -77,6 +77,11 @@ impl Attached {
         lock(&self.device).wake()
     }
 
+    /// The guest has a driver for the device, and it is at work.
+    pub(crate) fn is_driven(&self) -> bool {
+        lock(&self.device).core().is_running()
+    }
+
     /// The device as the worker serves it.
     pub(crate) fn served(&self) -> Arc<Mutex<dyn WorkerDevice>> {
         Arc::clone(&self.device) as _

@@ -440,6 +440,18 @@ impl Machine {
         &self.events
     }
 
+    /// Number of virtio devices.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Names of the virtio devices that no driver of the guest has taken ("net0", "disk0", "rng").
+    #[must_use]
+    pub fn undriven_devices(&self) -> Vec<String> {
+        self.devices.iter().filter(|device| !device.is_driven()).map(|device| device.name.clone()).collect()
+    }
+
     /// Types at the guest's console. Returns how many bytes were taken: the rest found the console's buffer (4 KiB) full and can be offered again when the guest
     /// has read.
     pub fn console_input(&self, bytes: &[u8]) -> usize {
