@@ -211,6 +211,7 @@ fn a_primary_of_another_guest_is_refused_with_what_differs() {
         ("other-vm", "vm", "elsewhere", &["VM lab", "not for elsewhere"][..]),
         ("other-memory", "memory", "66M", &["64 MiB here", "66 MiB at the peer"]),
         ("other-vcpus", "vcpus", "2", &["vCPUs: 1 here and 2 at the peer"]),
+        ("other-cpu", "cpu", "x86-64-v1", &["the CPU model is host here and x86-64-v1 at the peer"]),
         ("other-mac", "net", "tap=tap1,mac=52:54:00:00:00:01", &["52:54:00:00:00:01 at the peer"]),
         ("other-name", "node", "b", &["both nodes are named b"]),
     ] {

@@ -157,6 +157,7 @@ impl Lab {
             ("node", spec.name.clone().into()),
             ("memory", format!("{}M", guest.memory_mib).into()),
             ("vcpus", guest.vcpus.to_string().into()),
+            ("cpu", "host".into()),
             ("net", format!("tap={}", spec.tap).into()),
             ("cmdline", format!("lockstep.ip={GUEST_ADDRESS}/24 lockstep.cpus={} lockstep.quiet", guest.vcpus).into()),
             ("console", "none".into()),
