@@ -5,14 +5,17 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use dirty_tracking::Choice;
 use kvm_bindings::kvm_regs;
-use support::{Program, capture, config, kvm_is_there, load, sinks};
+use support::{Program, capture, config, image, kvm_is_there, load, sinks};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm::{
-    Bus, Machine, MachineConfig,
+    BootConfig, BootImages, Bus, KernelImage, Machine, MachineConfig, MachineEvent, TransportState,
     layout::{PCI_BARS, PCI_ECAM, SCI_GSI},
 };
 
@@ -69,7 +72,11 @@ struct Guest {
     machine: Machine,
     bar: u64,
     requests: u16,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// The hands spin while they wait for an order, and so does who gives it: more than one such pair at a time would only wait for each other's processor.
+static ALONE: Mutex<()> = Mutex::new(());
 
 fn machine_on_pci() -> Machine {
     let config = MachineConfig { rng: true, bus: Bus::Pci, ..config(MEMORY, 1, Choice::Auto) };
@@ -86,10 +93,11 @@ fn wait(what: &str, condition: impl Fn() -> bool) {
 
 impl Guest {
     fn new() -> Guest {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let mut machine = machine_on_pci();
         load(&mut machine, &[Program { code: HANDS, regs: kvm_regs { rbx: ORDER, ..Default::default() } }]);
         machine.start().unwrap();
-        let guest = Guest { machine, bar: PCI_BARS.start + 0x8000, requests: 0 };
+        let guest = Guest { machine, bar: PCI_BARS.start + 0x8000, requests: 0, _alone: alone };
         guest.write(LAPIC_SPURIOUS, 4, 0x1ff);
         guest
     }
@@ -297,6 +305,57 @@ fn a_state_from_another_bus_is_refused() {
     let mut on_mmio = Machine::new(&config, sinks(&std::sync::Arc::default())).unwrap();
     let refusal = on_mmio.restore(&state).expect_err("must be refused").to_string();
     assert!(refusal.contains("PCI bus"), "{refusal}");
+}
+
+/// 32-bit code that writes `writes` to memory, addresses configuration space by port 0xcf8, and asks for a reset through ACPI.
+fn program_then_reset(writes: &[(u64, u32)]) -> Vec<u8> {
+    let mut code = Vec::new();
+    for (address, value) in writes {
+        code.extend([0xc7, 0x05]); // mov dword [address], value
+        code.extend((*address as u32).to_le_bytes());
+        code.extend(value.to_le_bytes());
+    }
+    code.extend([0xba, 0xf8, 0x0c, 0x00, 0x00, 0xb8]); // mov edx, 0xcf8; mov eax,
+    code.extend(0x8000_083cu32.to_le_bytes()); // device 1, interrupt line
+    code.extend([0xef, 0xb2, 0xfc, 0xb0, 0x17, 0xee]); // out dx, eax; mov dl, 0xfc; mov al, 0x17; out dx, al
+    code.extend([0x66, 0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xeb, 0xfe]); // mov dx, 0x602; mov al, 1; out dx, al; jmp here
+    code
+}
+
+#[test]
+fn a_reset_puts_bars_messages_and_the_bus_back_to_where_they_were_at_power_on() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut machine = machine_on_pci();
+    let new = capture(&machine);
+    let bar = PCI_BARS.start + 0x100_0000;
+    let code = program_then_reset(&[
+        (CONFIG + 4, 6),
+        (CONFIG + 0x10, bar as u32),
+        (CONFIG + MSIX_CAP, 0x8000_0000),
+        (bar + TABLE, LAPIC as u32),
+        (bar + TABLE + 8, 0x41),
+        (bar + TABLE + 12, 0),
+        (PCI_ECAM.start + 0x3c, 7),
+    ]);
+    let kernel = KernelImage::Bytes(image(&code, true).leak());
+    let images = BootImages::open(&BootConfig { kernel, initramfs: None, cmdline: String::new() }).unwrap();
+    machine.boot_images(&images).unwrap();
+    machine.start().unwrap();
+    assert_eq!(machine.events().recv_timeout(PATIENCE), Ok(MachineEvent::Reset));
+
+    let mut paused = machine.pause().unwrap();
+    let ran = paused.capture().unwrap();
+    paused.reset(&images).unwrap();
+    let reset = paused.capture().unwrap();
+
+    let TransportState::Pci(function) = &ran.devices[0].transport else { panic!("not on PCI") };
+    assert_eq!(function.config[0x10..0x14], (bar as u32).to_le_bytes());
+    assert_eq!(function.config[0x3c], 0x17, "written through the ports");
+    assert_eq!(function.msix.entries[0], [LAPIC as u32, 0, 0x41, 0]);
+    assert_ne!(ran.pci, new.pci);
+    assert_eq!((reset.devices, reset.pci), (new.devices, new.pci));
 }
 
 /// Whatever a guest writes at random over configuration space, ports aside, and the BAR window, its machine goes on, can be captured and put back.
