@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use checkpoint::{GuestBus, GuestShape};
+use disk_buffer::{DiskOptions, Disks};
 use failover::client::ArbiterClient;
 use failover::core::{Config as RoleConfig, Node};
 use failover::memory::MemoryArbiter;
@@ -64,6 +65,9 @@ pub enum NodeError {
     /// The arbiter does not grant the guest to this node.
     #[error("not granted: {0}")]
     Refused(String),
+    /// A disk cannot be used.
+    #[error("disk")]
+    Disk(#[from] disk_buffer::DiskError),
     /// The output buffer cannot be made.
     #[error("output buffer")]
     Output(#[from] net_buffer::BufferError),
@@ -105,7 +109,8 @@ pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &Atomic
 
 fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let report = Arc::clone(&outlets.report);
-    let (mut machine, output) = machine(config, outlets)?;
+    let disks = open_disks(config)?;
+    let (mut machine, output) = machine(config, outlets, &disks)?;
     let arbiter: Box<dyn Arbiter> = match &config.peering {
         Peering::Alone => Box::new(MemoryArbiter::default()),
         Peering::Primary { arbiter, .. } => open_arbiter(arbiter, config),
@@ -118,6 +123,8 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
         Start::Refused(reason) => return Err(NodeError::Refused(reason)),
         Start::Interrupted => return Ok(Exit::Interrupted),
     }
+    // After the grant: this begins a line of data that no other host has.
+    disks.start_primary()?;
     let kernel = match &config.machine.kernel {
         config::Kernel::BuiltIn => KernelImage::Bytes(guest::IMAGE),
         config::Kernel::File(path) => KernelImage::Path(path.clone()),
@@ -132,7 +139,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
-    lead(Leading { config, outlets, machine, output, node, arbiter, report }, shutdown)
+    lead(Leading { config, outlets, machine, output, disks, node, arbiter, report }, shutdown)
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
@@ -151,7 +158,8 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     let Peering::Standby { arbiter, listen, .. } = &config.peering else {
         return Err(NodeError::WrongPart("standby"));
     };
-    let (machine, output) = machine(config, outlets)?;
+    let disks = open_disks(config)?;
+    let (machine, output) = machine(config, outlets, &disks)?;
     let setup = replica::Setup {
         node: node(config),
         arbiter: client(open_arbiter(arbiter, config))?,
@@ -167,12 +175,13 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
         },
         machine,
         console: outlets.committed_console(),
+        disks: Arc::clone(&disks),
     };
     match replica::run(setup, shutdown)? {
         Outcome::Interrupted => Ok(Exit::Interrupted),
         Outcome::Activated(active) => {
             let replica::Activated { machine, node, arbiter } = *active;
-            lead(Leading { config, outlets, machine: Arc::new(machine), output, node, arbiter, report }, shutdown)
+            lead(Leading { config, outlets, machine: Arc::new(machine), output, disks, node, arbiter, report }, shutdown)
         }
     }
 }
@@ -182,6 +191,7 @@ struct Leading<'a> {
     outlets: &'a Outlets,
     machine: Arc<Machine>,
     output: Arc<OutputPath>,
+    disks: Arc<Disks>,
     node: Node,
     arbiter: ArbiterClient,
     report: Report,
@@ -189,7 +199,7 @@ struct Leading<'a> {
 
 /// The life of a primary whose machine runs.
 fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    let Leading { config, outlets, machine, output, node, arbiter, report } = leading;
+    let Leading { config, outlets, machine, output, disks, node, arbiter, report } = leading;
     if config.console == Console::Stdio {
         console_input(&machine)?;
     }
@@ -220,6 +230,7 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
         },
         machine,
         output,
+        disks,
         node,
         arbiter,
         report,
@@ -232,12 +243,32 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
     })
 }
 
-fn machine(config: &NodeConfig, outlets: &Outlets) -> Result<(Machine, Arc<OutputPath>), NodeError> {
+/// The disks, opened and locked.
+fn open_disks(config: &NodeConfig) -> Result<Arc<Disks>, NodeError> {
+    let options: Vec<DiskOptions> = config.machine.disks.iter().map(disk_options).collect();
+    Ok(Arc::new(Disks::open(&options)?))
+}
+
+fn disk_options(disk: &config::DiskConfig) -> DiskOptions {
+    DiskOptions {
+        path: disk.path.clone(),
+        log: Some(disk.log.clone()),
+        serial: Some(disk.serial.clone()),
+        read_only: disk.read_only,
+        mode: match disk.mode {
+            config::DiskMode::Mirror => disk_buffer::Mode::Mirror,
+        },
+        overwrite: disk.resync == config::Resync::Full,
+        ..DiskOptions::default()
+    }
+}
+
+fn machine(config: &NodeConfig, outlets: &Outlets, disks: &Disks) -> Result<(Machine, Arc<OutputPath>), NodeError> {
     let output = OutputPath::new(Limits::default(), outlets.console())?;
     let sinks = Sinks {
         frames: Arc::clone(&output) as Arc<dyn vmm::FrameSink>,
         console: Arc::clone(&output) as Arc<dyn vmm::ConsoleSink>,
-        disks: Vec::new(),
+        disks: primary::backends(disks),
     };
     let shape = &config.machine;
     let machine = Machine::new(

@@ -99,8 +99,14 @@ fn measure_point(context: &Context<'_>, pages: u64) -> Result<Point, BenchError>
         context.go_on()?;
         let counted = turn >= WARM_UP;
         guest.await_all_written()?;
-        let order =
-            Order { machine: &guest.machine, output: None, epoch: Epoch(turn as u64 + 1), generation: Generation(1), verify: false };
+        let order = Order {
+            machine: &guest.machine,
+            output: None,
+            disks: None,
+            epoch: Epoch(turn as u64 + 1),
+            generation: Generation(1),
+            verify: false,
+        };
         let captured = capture(&order, buffer, &mut set).map_err(|(error, _)| error)?;
         buffer = captured.buffer;
         // Until the guest has once run over its code and table, those are newly mapped, and may be reported with the rest.

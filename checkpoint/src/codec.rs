@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Most bytes that are encoded or decoded as one structure: an epoch's tail with 4 bytes of digest for each page of a 32 GiB guest, 32 MiB of held
-/// output and 32 MiB of disk writes, and as much again for what they are wrapped in. The same bound keeps claimed lengths from reserving more.
-pub const MAX_ENCODED_BYTES: usize = 128 << 20;
+/// output and 64 MiB of disk writes, and 32 MiB for all else. The same bound keeps claimed lengths from reserving more.
+pub const MAX_ENCODED_BYTES: usize = 160 << 20;
 
 /// A structure could not be written or read.
 #[derive(Debug, thiserror::Error)]

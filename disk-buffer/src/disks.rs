@@ -6,11 +6,12 @@ use std::time::Duration;
 use types::block::{DiskIndex, DiskWrite};
 use types::{Commit, Epoch};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Tuning};
 use crate::error::DiskError;
 use crate::identity::Identity;
 use crate::options::DiskOptions;
 use crate::plan::{Plan, plan};
+use crate::record::Limits;
 
 /// Disks at most: a request names its disk by one byte.
 const MAX_DISKS: usize = 256;
@@ -40,7 +41,11 @@ impl Disks {
                 }
             }
         }
-        let disks = options.iter().enumerate().map(|(index, options)| Disk::open(DiskIndex(index as u8), options).map(Arc::new));
+        let limits = Limits::default().shared_by(options.len());
+        let disks = options
+            .iter()
+            .enumerate()
+            .map(|(index, options)| Disk::open_with(DiskIndex(index as u8), options, Tuning { limits, ..Tuning::default() }).map(Arc::new));
         Ok(Disks { disks: disks.collect::<Result<_, _>>()? })
     }
 

@@ -31,6 +31,18 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Each one's share where so many disks record for the same epoch: together they keep within the bounds of one, because their writes travel in one tail. (A large write always fits.)
+    #[must_use]
+    pub fn shared_by(self, disks: usize) -> Limits {
+        let share = |whole: usize, least: usize| (whole / disks.max(1)).max(least);
+        Limits {
+            soft_bytes: share(self.soft_bytes, 1),
+            soft_writes: share(self.soft_writes, 1),
+            hard_bytes: share(self.hard_bytes, types::block::REQUEST_BYTES_MAX),
+            hard_writes: share(self.hard_writes, 1),
+        }
+    }
+
     /// # Errors
     /// [`DiskError::Limits`] when they contradict each other.
     pub fn validate(self) -> Result<Limits, DiskError> {

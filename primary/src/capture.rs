@@ -10,7 +10,9 @@ use std::time::Instant;
 use checkpoint::MemoryDigest;
 use checkpoint::digest::page_digest;
 use dirty_tracking::DirtySet;
+use disk_buffer::Disks;
 use transport::{Region, RegionMut, RegionRef};
+use types::block::DiskWrite;
 use types::{Epoch, Generation, Gfn, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{GuestMemory, Machine, MachineState};
@@ -63,6 +65,16 @@ impl CaptureBuffer {
         Frozen { arena: self.arena.freeze(), meta: self.meta, gfns: self.gfns, index: self.index }
     }
 
+    /// Adds one block to those that the buffer holds; what is missing of its data is zeros.
+    pub(crate) fn push(&mut self, name: Gfn, data: &[u8]) {
+        let at = self.gfns.len() * PAGE_SIZE;
+        let place = &mut self.arena[at..at + PAGE_SIZE];
+        let (filled, rest) = place.split_at_mut(data.len().min(PAGE_SIZE));
+        filled.copy_from_slice(&data[..filled.len()]);
+        rest.fill(0);
+        self.gfns.push(name);
+    }
+
     /// Copies the pages of `set`, which are guest memory, into the arena.
     pub(crate) fn copy(&mut self, memory: &GuestMemory, set: &DirtySet) -> Result<(), PrimaryError> {
         self.gfns.clear();
@@ -113,6 +125,8 @@ pub struct Captured {
     pub buffer: CaptureBuffer,
     /// The epoch's output.
     pub sealed: Option<net_buffer::Sealed>,
+    /// What the guest changed on its disks in the epoch, in order for each disk.
+    pub writes: Vec<DiskWrite>,
     /// Digests of all of guest memory, when asked for.
     pub memory: Option<MemoryDigest>,
     /// Stop to resumed, nanoseconds (without the time the digests took).
@@ -131,6 +145,8 @@ pub struct Order<'a> {
     pub machine: &'a Machine,
     /// Where output is sealed; none in benchmarks of the bare pause.
     pub output: Option<&'a OutputPath>,
+    /// Whose writes are sealed.
+    pub disks: Option<&'a Disks>,
     /// The epoch that ends.
     pub epoch: Epoch,
     /// Its generation.
@@ -152,6 +168,7 @@ pub fn capture(order: &Order<'_>, buffer: CaptureBuffer, set: &mut DirtySet) -> 
             machine: parts.machine,
             buffer,
             sealed: parts.sealed,
+            writes: parts.writes,
             memory: parts.memory,
             pause_ns: parts.pause_ns,
             resumed_ns: types::clock::monotonic_ns(),
@@ -169,6 +186,7 @@ pub fn capture(order: &Order<'_>, buffer: CaptureBuffer, set: &mut DirtySet) -> 
 struct Parts {
     machine: MachineState,
     sealed: Option<net_buffer::Sealed>,
+    writes: Vec<DiskWrite>,
     memory: Option<MemoryDigest>,
     pause_ns: u64,
 }
@@ -182,10 +200,27 @@ fn paused(order: &Order<'_>, buffer: &mut CaptureBuffer, set: &mut DirtySet) -> 
     let digesting = Instant::now();
     let memory = order.verify.then(|| digest_memory(order.machine)).transpose()?;
     let digest_time = digesting.elapsed();
-    let sealed = order.output.map(|output| output.seal(order.epoch)).transpose()?;
+    let (sealed, writes) = seal(order)?;
     paused.resume();
     let pause_ns = (start.elapsed() - digest_time).as_nanos() as u64;
-    Ok(Parts { machine, sealed, memory, pause_ns })
+    let writes = writes.iter().flat_map(|writes| writes.iter().cloned()).collect();
+    Ok(Parts { machine, sealed, writes, memory, pause_ns })
+}
+
+/// The epoch's output and disk writes as they are sealed.
+type SealedBoth = (Option<net_buffer::Sealed>, Vec<Arc<Vec<DiskWrite>>>);
+
+/// Seals what the guest wrote to its disks and what it sent, both or neither.
+fn seal(order: &Order<'_>) -> Result<SealedBoth, PrimaryError> {
+    let both = || {
+        let writes = order.disks.map(|disks| disks.seal(order.epoch)).transpose()?.unwrap_or_default();
+        Ok((order.output.map(|output| output.seal(order.epoch)).transpose()?, writes))
+    };
+    both().inspect_err(|_: &PrimaryError| {
+        if let Some(disks) = order.disks {
+            disks.unseal(order.epoch);
+        }
+    })
 }
 
 fn digest_memory(machine: &Machine) -> Result<MemoryDigest, PrimaryError> {

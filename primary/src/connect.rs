@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use checkpoint::GuestShape;
 use checkpoint::message::{self, Hello, Message, PROTOCOL};
+use checkpoint::{GuestShape, codec};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use disk_buffer::{Disks, Identity as DiskIdentity, Plan};
 use transport::{Geometry, PrimaryLink};
 use types::{Generation, NodeId, VmId};
 
@@ -37,6 +38,8 @@ pub(crate) struct Identity {
 pub(crate) struct Linked {
     pub(crate) node: NodeId,
     pub(crate) link: PrimaryLink,
+    /// What has to be copied to the standby's disks, which it has made ready for it.
+    pub(crate) plans: Vec<(Plan, DiskIdentity)>,
 }
 
 /// Connects once for every generation that comes through `wanted`, until that is closed.
@@ -44,7 +47,7 @@ pub(crate) fn run(shared: &Arc<Shared>, standby: SocketAddr, identity: &Identity
     let mut last_reason = String::new();
     while let Ok(mut generation) = wanted.recv() {
         loop {
-            let wait = match attempt(standby, identity, generation) {
+            let wait = match attempt(standby, identity, &shared.disks, generation) {
                 Ok(linked) => {
                     last_reason.clear();
                     shared.tell(News::Linked(linked));
@@ -56,7 +59,7 @@ pub(crate) fn run(shared: &Arc<Shared>, standby: SocketAddr, identity: &Identity
                         shared.tell(News::NoStandby { reason: reason.clone() });
                         last_reason = reason;
                     }
-                    if matches!(error, PrimaryError::Refused { .. }) { AGAIN_REFUSED } else { AGAIN }
+                    if matches!(error, PrimaryError::Refused { .. } | PrimaryError::Disk(_)) { AGAIN_REFUSED } else { AGAIN }
                 }
             };
             match wanted.recv_timeout(wait) {
@@ -68,9 +71,10 @@ pub(crate) fn run(shared: &Arc<Shared>, standby: SocketAddr, identity: &Identity
     }
 }
 
-fn attempt(standby: SocketAddr, identity: &Identity, generation: Generation) -> Result<Linked, PrimaryError> {
+fn attempt(standby: SocketAddr, identity: &Identity, disks: &Disks, generation: Generation) -> Result<Linked, PrimaryError> {
     let peer = standby.to_string();
     let mut pending = transport::tcp::connect(standby, CONNECT)?;
+    let own = disks.identities()?;
     let hello = Hello {
         protocol: PROTOCOL,
         vm: identity.vm.clone(),
@@ -78,7 +82,7 @@ fn attempt(standby: SocketAddr, identity: &Identity, generation: Generation) -> 
         generation,
         shape: identity.shape.clone(),
         verify_memory: identity.verify_memory,
-        disks: Vec::new(),
+        disks: codec::encode(&own)?,
     };
     pending.control_tx.send(&message::encode(&Message::Hello(hello))?)?;
     let answer = pending
@@ -87,8 +91,11 @@ fn attempt(standby: SocketAddr, identity: &Identity, generation: Generation) -> 
         .ok_or(transport::TransportError::TimedOut { what: "waiting for the standby's Welcome", after_ms: ANSWER.as_millis() as u64 })?;
     match message::decode(&answer)? {
         Message::Welcome(welcome) => {
+            // The standby has come to the same plans from the same identities.
+            let theirs: Vec<DiskIdentity> = codec::decode(&welcome.disks)?;
+            let plans = Disks::plans(&own, &theirs)?.into_iter().zip(theirs).collect();
             let link = pending.open_data(Geometry { slots: welcome.slots, slot_bytes: welcome.slot_bytes })?;
-            Ok(Linked { node: welcome.node, link })
+            Ok(Linked { node: welcome.node, link, plans })
         }
         Message::Refuse { reason } => Err(PrimaryError::Refused { peer, reason }),
         other => Err(PrimaryError::UnexpectedAnswer { peer, what: name_of(&other).to_owned() }),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use checkpoint::message::{self, Message};
 use transport::ControlReceiver;
 use transport::pump::receive_until;
+use types::Generation;
 use types::clock::monotonic_ns;
 
 use crate::connect::name_of;
@@ -19,6 +20,8 @@ use crate::shared::{News, Shared};
 pub(crate) struct ControlThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) link: u64,
+    /// The generation of the epochs on this link.
+    pub(crate) generation: Generation,
     pub(crate) gone: Arc<AtomicBool>,
     /// Silence of the role thread that means that this process did not run, nanoseconds.
     pub(crate) stall_ns: u64,
@@ -57,9 +60,15 @@ impl ControlThread {
                     }
                 }
             }
+            Message::Durable { generation, disk, epoch } => {
+                // Numbers of another generation's epochs mean nothing here.
+                if let Some(disk) = shared.disks.get(disk).filter(|_| generation == self.generation) {
+                    disk.peer_durable(epoch);
+                }
+            }
             Message::Heartbeat { .. } => shared.heard_ns.store(monotonic_ns(), Ordering::Release),
             Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { link: self.link, reason }),
-            other => return Err(format!("the standby sent {} where only commits and heartbeats can come", name_of(&other))),
+            other => return Err(format!("the standby sent {} where only commits, Durable and heartbeats can come", name_of(&other))),
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::capture;
 use crate::core::{Event, HoldReason};
 use crate::sender::{Job, LinkHandle};
 use crate::shared::{News, Order, Shared};
-use crate::sync::{Copying, Pool, copy_memory};
+use crate::sync::{Copying, Pool, copy_all};
 
 /// What the thread works with.
 pub(crate) struct EpochThread {
@@ -91,7 +91,7 @@ impl<'m> Loop<'m> {
                 Err(error) => tracing::warn!(%error, "the dirty pages cannot be estimated"),
             },
             Order::Copy(copying) => self.copy(shared, copying),
-            Order::Unlink => self.unlink(shared),
+            Order::Unlink { copying } => self.unlink(shared, copying),
             Order::Stop => {}
         }
     }
@@ -124,16 +124,20 @@ impl<'m> Loop<'m> {
         let link = copying.link;
         let (jobs, gone) = (copying.jobs.clone(), Arc::clone(&copying.gone));
         self.link = Some(LinkHandle { jobs, gone, generation: copying.generation });
-        match copy_memory(shared, &self.thread.pool, &copying) {
+        match copy_all(shared, &self.thread.pool, &copying) {
             Ok(true) => shared.tell(News::SyncReady { link }),
             Ok(false) => {}
             Err(error) => shared.tell(News::LinkLost { link, cause: error.to_string() }),
         }
     }
 
-    fn unlink(&mut self, shared: &Shared) {
+    fn unlink(&mut self, shared: &Shared, copying: bool) {
         // The sender ends when its queue is closed, and gives its buffers back.
         self.link = None;
+        if copying {
+            // Here and not where the loss was noticed: this thread may have been copying until now.
+            shared.disks.unlink();
+        }
         if let Err(error) = shared.machine.stop_tracking() {
             tracing::warn!(%error, "dirty tracking goes on without a standby: the guest runs a little slower");
         }
@@ -149,8 +153,14 @@ impl<'m> Loop<'m> {
             return;
         };
         let mut set = shared.flights().take();
-        let order =
-            capture::Order { machine: &shared.machine, output: Some(&shared.output), epoch, generation, verify: self.thread.verify };
+        let order = capture::Order {
+            machine: &shared.machine,
+            output: Some(&shared.output),
+            disks: Some(&shared.disks),
+            epoch,
+            generation,
+            verify: self.thread.verify,
+        };
         match capture::capture(&order, buffer, &mut set) {
             Ok(captured) => {
                 let pages = captured.buffer.gfns.len() as u64;

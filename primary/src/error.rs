@@ -1,6 +1,7 @@
 //! What ends a primary, or keeps it from starting. Losses of a standby are not errors: they are states.
 
 use checkpoint::{EncodeError, codec::CodecError, message::MessageError};
+use disk_buffer::DiskError;
 use net_buffer::BufferError;
 use transport::TransportError;
 use vmm::VmmError;
@@ -26,6 +27,9 @@ pub enum PrimaryError {
     /// The output gate refused.
     #[error(transparent)]
     Output(#[from] BufferError),
+    /// A disk failed, or cannot be brought together with the standby's.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The host gives no thread.
     #[error("starting the {name} thread: {source}; the host's limit on threads may be reached (ulimit -u)")]
     Thread {

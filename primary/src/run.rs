@@ -13,6 +13,7 @@ use checkpoint::GuestShape;
 use checkpoint::encode::EncoderConfig;
 use checkpoint::message::{self, Message};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use disk_buffer::Disks;
 use failover::client::ArbiterClient;
 use failover::core::{Action as Role, Event as RoleEvent, Node};
 use failover::{Detector, Verdict};
@@ -72,6 +73,8 @@ pub struct Setup {
     pub machine: Arc<Machine>,
     /// Its output path, open.
     pub output: Arc<OutputPath>,
+    /// The machine's disks, as its devices use them; started, or activated.
+    pub disks: Arc<Disks>,
     /// The role machine: granted as a primary.
     pub node: Node,
     /// The arbiter.
@@ -124,6 +127,8 @@ struct RoleThread {
     machine_ended: Option<String>,
     /// Set when the node was told to stop: until when it waits for the arbiter.
     give_up_ns: Option<u64>,
+    /// The gate is closed for a standby: what is recorded of disks ends by a strike-out.
+    gated: bool,
     /// The link's mirror, until the gate closes.
     mirror: Option<Mirror>,
     news: Receiver<News>,
@@ -143,12 +148,14 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let shared = Shared::new(Made {
         machine: Arc::clone(&setup.machine),
         output: Arc::clone(&setup.output),
+        disks: Arc::clone(&setup.disks),
         report: Arc::clone(&setup.report),
         pipeline,
         epoch: orders_tx,
         role: news_tx,
     });
     attach(&shared);
+    crate::disks::attach(&shared);
     let epoch_thread = {
         let verify = setup.config.verify_memory;
         let thread = EpochThread { shared: Arc::clone(&shared), orders, pool: Pool { free, give: give.clone() }, verify };
@@ -179,6 +186,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         broken: None,
         machine_ended: None,
         give_up_ns: None,
+        gated: false,
         mirror: None,
         news,
     };
@@ -277,6 +285,7 @@ impl RoleThread {
             if self.give_up_ns.is_some_and(|at| now >= at) {
                 tracing::warn!("the arbiter did not answer in time: its record still names the standby");
                 self.shared.output.shut();
+                self.shared.disks.shut();
                 return;
             }
             self.look_for_standby();
@@ -318,6 +327,11 @@ impl RoleThread {
             Role::Protect => self.mode(Mode::Protected),
             Role::Hold => self.mode(Mode::Held),
             Role::Ungate { generation } => {
+                // First: whatever is said from here on may rest on writes that the standby never gets to know.
+                if let Err(error) = self.shared.disks.struck_out() {
+                    tracing::error!(%error, "a disk's change log cannot tell that the standby is struck out; the guest will see errors of that disk");
+                }
+                self.gated = false;
                 match self.shared.output.open(StruckOut::attest(generation)) {
                     Ok(()) => self.mode(Mode::Unprotected),
                     Err(error) => self.broken = Some(format!("held output cannot be released: {error}")),
@@ -327,7 +341,10 @@ impl RoleThread {
             Role::HoldRelease => self.hold_release(true),
             Role::ResumeRelease => self.hold_release(false),
             Role::TellShutdown { reason } => self.say(&Message::Shutdown { reason }),
-            Role::ShutGate => self.shared.output.shut(),
+            Role::ShutGate => {
+                self.shared.output.shut();
+                self.shared.disks.shut();
+            }
             Role::StopGuest { reason } => {
                 self.setup.machine.stop();
                 (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
@@ -353,6 +370,7 @@ impl RoleThread {
 
     fn gate(&mut self) {
         let generation = self.setup.node.generation();
+        self.gated = true;
         // A frame that hangs in a port for longer than the bound is tried again: the record must not be written before it is out.
         for _ in 0..3 {
             match self.shared.output.gate(generation) {
@@ -441,6 +459,10 @@ impl RoleThread {
             News::Fault(cause) => self.peer_gone(cause),
             News::Stalled { gap_ns } => self.stalled(gap_ns),
             News::Broken(reason) => self.broken = Some(reason),
+            News::DiskFailed { reason } => {
+                tracing::error!(reason, "a disk failed");
+                self.raise(RoleEvent::DiskFailed { reason });
+            }
             News::PeerLeft { link, reason } if ours(link) => self.peer_gone(format!("the standby left: {reason}")),
             News::PeerLeft { .. } => {}
         }
@@ -457,6 +479,7 @@ impl RoleThread {
             MachineEvent::InternalError { vcpu, detail } | MachineEvent::VcpuError { vcpu, detail } => {
                 // Not told to the standby: it takes over, and may fare better on its host.
                 self.shared.output.shut();
+                self.shared.disks.shut();
                 self.broken = Some(format!("vCPU {vcpu}: {detail}"));
                 return;
             }
@@ -498,8 +521,13 @@ impl RoleThread {
             data: linked.link.data,
             delta_pages: config.delta_pages,
         };
-        let receiving =
-            ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone), stall_ns: config.bound_ns };
+        let receiving = ControlThread {
+            shared: Arc::clone(&self.shared),
+            link: number,
+            generation: self.setup.node.generation(),
+            gone: Arc::clone(&gone),
+            stall_ns: config.bound_ns,
+        };
         let detector = Detector::new(config.heartbeat_ns, config.bound_ns, now);
         let link = LinkState { number, control: linked.link.control_tx, gone: Arc::clone(&gone), detector, sequence: 0 };
         let (mirror, copies) = Mirror::new();
@@ -518,7 +546,7 @@ impl RoleThread {
         self.raise(RoleEvent::StandbyLinked { node: linked.node });
         if self.link.is_some() {
             let generation = self.setup.node.generation();
-            self.shared.order(Order::Copy(Copying { link: number, generation, jobs: jobs_tx, gone, pages_per_part }));
+            self.shared.order(Order::Copy(Copying { link: number, generation, jobs: jobs_tx, gone, pages_per_part, plans: linked.plans }));
             self.mode(Mode::Syncing);
         }
     }
@@ -528,7 +556,7 @@ impl RoleThread {
         self.shared.output.mirror_to(None);
         let Some(link) = self.link.take() else { return };
         link.gone.store(true, Ordering::Release);
-        self.shared.order(Order::Unlink);
+        self.shared.order(Order::Unlink { copying: !self.gated });
         // The threads end by themselves within a poll; the sockets close with them.
     }
 }

@@ -163,7 +163,7 @@ impl Sending {
 
     fn epoch(&mut self, captured: Captured) -> Result<(), PrimaryError> {
         let begin = Instant::now();
-        let Captured { machine, buffer, sealed, memory, generation, epoch, .. } = captured;
+        let Captured { machine, buffer, sealed, writes, memory, generation, epoch, .. } = captured;
         let frozen = buffer.freeze();
         let mut metas = Vec::new();
         self.machine.clear();
@@ -171,11 +171,11 @@ impl Sending {
         let output = sealed.as_ref().map_or(&[][..], net_buffer::Sealed::output);
         let encoded = codec::encode_into(&machine, &mut self.machine)
             .and_then(|_| {
-                let tail = TailRef { machine: &self.machine, output, memory: memory.as_ref(), disks: &[] };
+                let tail = TailRef { machine: &self.machine, output, memory: memory.as_ref(), disks: &writes };
                 tail.encode_into(&mut self.tail)
             })
             .map_err(PrimaryError::from);
-        drop(sealed);
+        drop((sealed, writes));
         // Said before the last part can be posted, so that no commit can overtake it.
         self.shared.raise(Event::Sent { generation, epoch });
         let result = encoded.and_then(|_| {

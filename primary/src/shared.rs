@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Sender, TrySendError};
+use disk_buffer::Disks;
 use types::clock::monotonic_ns;
 use types::event::Report;
-use types::{Epoch, Generation};
+use types::{Commit, Epoch, Generation};
 use vmm::Machine;
 
 use crate::core::{Action, EndReason, Event, HoldReason, Pipeline};
@@ -37,7 +38,10 @@ pub(crate) enum Order {
     /// Copy all of memory to a new standby, then capture epochs for it.
     Copy(Copying),
     /// The link is gone: no captures for it, and the sender's queue is closed.
-    Unlink,
+    Unlink {
+        /// It is lost before the gate was closed: the disks go back to where they were before the copy. Otherwise only a strike-out ends what they record.
+        copying: bool,
+    },
     /// End the thread.
     Stop,
 }
@@ -60,6 +64,8 @@ pub(crate) enum News {
     Stalled { gap_ns: u64 },
     /// The guest could not be paused or resumed.
     Broken(String),
+    /// A disk failed under the guest, which waits for its answer.
+    DiskFailed { reason: String },
     /// The standby said that a newer generation exists, or that it is leaving.
     PeerLeft { link: u64, reason: String },
 }
@@ -68,6 +74,7 @@ pub(crate) enum News {
 pub(crate) struct Shared {
     pub(crate) machine: Arc<Machine>,
     pub(crate) output: Arc<OutputPath>,
+    pub(crate) disks: Arc<Disks>,
     pub(crate) flights: Mutex<Flights>,
     pub(crate) stats: Stats,
     pub(crate) report: Report,
@@ -85,6 +92,7 @@ pub(crate) struct Shared {
 pub(crate) struct Made {
     pub(crate) machine: Arc<Machine>,
     pub(crate) output: Arc<OutputPath>,
+    pub(crate) disks: Arc<Disks>,
     pub(crate) report: Report,
     pub(crate) pipeline: Pipeline,
     pub(crate) epoch: Sender<Order>,
@@ -103,6 +111,7 @@ impl Shared {
         Arc::new(Shared {
             machine: made.machine,
             output: made.output,
+            disks: made.disks,
             flights,
             stats: Stats::default(),
             report: made.report,
@@ -137,7 +146,7 @@ impl Shared {
                 Action::EndEpoch { generation, epoch, reason } => mine(Order::End { generation, epoch, reason }),
                 Action::HoldGuest(_) | Action::ResumeGuest => mine(Order::Settle),
                 Action::SampleDirty => mine(Order::Sample),
-                Action::Release(commit) => self.output.release(commit),
+                Action::Release(commit) => self.release(commit),
                 Action::FirstCommit(epoch) => self.tell(News::FirstCommit(epoch)),
                 Action::MergeBack(epoch) => self.merge_back(epoch),
                 Action::DropLink(fault) => self.tell(News::Fault(fault.to_string())),
@@ -193,6 +202,11 @@ impl Shared {
     /// Nanoseconds since the role thread last looked around.
     pub(crate) fn unlooked_ns(&self) -> u64 {
         monotonic_ns().saturating_sub(self.looked_ns.load(Ordering::Acquire))
+    }
+
+    fn release(&self, commit: Commit) {
+        self.disks.release(&commit);
+        self.output.release(commit);
     }
 
     fn merge_back(&self, epoch: Epoch) {

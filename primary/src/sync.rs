@@ -1,6 +1,6 @@
-//! The first copy: all of memory to a new standby, while the guest runs.
+//! The first copy: all of memory, and of the disks what the standby lacks, to a new standby, while the guest runs.
 //!
-//! Lives here: the rounds. Not here: who asked for it (`run.rs`) and the epochs that follow. Guards S5: a page that is written after it was read is in the next
+//! Lives here: the rounds, and the parts that everything goes in. Not here: the disks' passes (`copy_disks.rs`), who asked for it (`run.rs`) and the epochs that follow. Guards S5: a page that is written after it was read is in the next
 //! round or in epoch 1, because the log is collected (and armed again) before the pages of a round are read.
 
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::{Receiver, Sender};
 use dirty_tracking::DirtySet;
+use disk_buffer::{Identity as DiskIdentity, Plan};
 use types::event::NodeEventKind;
 use types::{Generation, Gfn};
 
 use crate::capture::CaptureBuffer;
+use crate::copy_disks::DiskCopies;
 use crate::error::PrimaryError;
 use crate::sender::Job;
 use crate::shared::Shared;
@@ -35,67 +37,159 @@ pub(crate) struct Copying {
     pub(crate) gone: Arc<AtomicBool>,
     /// Pages that fit one part.
     pub(crate) pages_per_part: usize,
+    /// What the standby's disks lack, by the disks' indices, and what the standby says of them.
+    pub(crate) plans: Vec<(Plan, DiskIdentity)>,
 }
 
-/// Copies memory round by round; `true` when only a small rest is left, which is given back to the tracker for epoch 1. `false`: the link is gone.
-pub(crate) fn copy_memory(shared: &Shared, pool: &Pool, copying: &Copying) -> Result<bool, PrimaryError> {
+/// Copies disks and memory, disks first, because most of them stays as it is; `true` when only a small rest of memory is left, which is given back to the tracker for epoch 1,
+/// and every write to a disk is recorded for that epoch. `false`: the link is gone.
+pub(crate) fn copy_all(shared: &Shared, pool: &Pool, copying: &Copying) -> Result<bool, PrimaryError> {
     let machine = &shared.machine;
-    let total = machine.slots().pages();
-    let mut set = DirtySet::new(machine.slots());
-    let mut next = DirtySet::new(machine.slots());
-    let mut chunk = DirtySet::new(machine.slots());
+    let mut parts = Parts { shared, pool, copying, index: 0, sent: 0, filling: None, logged: None };
+    let mut disks = DiskCopies::begin(shared, copying)?;
+    if !disks.bulk(&mut parts)? {
+        return Ok(false);
+    }
     machine.start_tracking()?;
+    let mut set = DirtySet::new(machine.slots());
     // What was logged before is in the whole copy.
     machine.collect_dirty_running(&mut set)?;
     set.clear();
     set.insert_all();
-    let mut index = 0;
-    let mut sent = 0;
+    parts.logged = Some(DirtySet::new(machine.slots()));
     for round in 1.. {
+        let before = set.count();
+        if !parts.memory(&mut set)? {
+            return Ok(false);
+        }
+        let left = set.count();
+        tracing::info!(round, sent = parts.sent, left, "copied memory to the standby");
+        let stuck = round > 1 && left * PROGRESS.1 > before * PROGRESS.0;
+        if left <= SMALL_REST || round >= MAX_ROUNDS || stuck {
+            break;
+        }
+    }
+    if !disks.last(&mut parts)? {
+        return Ok(false);
+    }
+    parts.take_logged(&mut set)?;
+    if set.count() > SMALL_REST && !parts.memory(&mut set)? {
+        // Once more: the disks took a while.
+        return Ok(false);
+    }
+    machine.give_back(&set);
+    parts.report();
+    Ok(!copying.gone.load(Ordering::Acquire))
+}
+
+/// The parts of one first copy, numbered through.
+pub(crate) struct Parts<'a> {
+    shared: &'a Shared,
+    pool: &'a Pool,
+    copying: &'a Copying,
+    index: u32,
+    /// Pages of memory sent.
+    sent: u64,
+    /// Blocks that wait for their part to be full.
+    filling: Option<CaptureBuffer>,
+    /// Pages written since the round began; none while dirty pages are not tracked.
+    logged: Option<DirtySet>,
+}
+
+impl Parts<'_> {
+    /// Sends the pages of `set`, which is then what was written meanwhile. `false`: the link is gone.
+    fn memory(&mut self, set: &mut DirtySet) -> Result<bool, PrimaryError> {
+        let machine = &self.shared.machine;
+        let mut chunk = DirtySet::new(machine.slots());
         let pages: Vec<Gfn> = set.iter().collect();
-        for part in pages.chunks(copying.pages_per_part.max(1)) {
-            if copying.gone.load(Ordering::Acquire) {
-                return Ok(false);
-            }
-            let Some(mut buffer) = pool.next(&copying.gone) else { return Ok(false) };
+        for part in pages.chunks(self.copying.pages_per_part.max(1)) {
+            let Some(mut buffer) = self.buffer() else { return Ok(false) };
             chunk.clear();
             part.iter().for_each(|gfn| {
                 chunk.insert(*gfn);
             });
             if let Err(error) = buffer.copy(machine.memory(), &chunk) {
-                pool.put(buffer);
+                self.pool.put(buffer);
                 return Err(error);
             }
-            let job = Job::Sync { buffer, index, generation: copying.generation };
-            if let Err(rest) = copying.jobs.send(job) {
-                pool.put(rest.0.into_buffer());
+            if !self.send(buffer)? {
                 return Ok(false);
             }
-            types::fault::reach(types::fault::Point::MidSync);
-            index += 1;
-            sent += part.len() as u64;
-            if index % COLLECT_PARTS == 0 {
-                // A vCPU whose dirty ring is full stands still until it is emptied. What is found goes into the next round, whether or not it is sent in this.
-                machine.collect_dirty_running(&mut next)?;
-            }
-            if index % PROGRESS_PARTS == 0 {
-                (shared.report)(NodeEventKind::Syncing { pages_sent: sent, pages_total: total });
+            self.sent += part.len() as u64;
+            if self.index.is_multiple_of(PROGRESS_PARTS) {
+                self.report();
             }
         }
         set.clear();
-        set.merge(&next);
-        next.clear();
-        machine.collect_dirty_running(&mut set)?;
-        let left = set.count();
-        tracing::info!(round, sent, left, "copied memory to the standby");
-        let stuck = round > 1 && left * PROGRESS.1 > pages.len() as u64 * PROGRESS.0;
-        if left <= SMALL_REST || round >= MAX_ROUNDS || stuck {
-            break;
+        self.take_logged(set)?;
+        Ok(true)
+    }
+
+    /// Adds a block to the part that is being filled; `data` may be short, and what is missing is zeros. `false`: the link is gone.
+    pub(crate) fn put(&mut self, name: Gfn, data: &[u8]) -> Result<bool, PrimaryError> {
+        if self.filling.is_none() {
+            let Some(mut buffer) = self.buffer() else { return Ok(false) };
+            buffer.gfns.clear();
+            self.filling = Some(buffer);
+        }
+        if let Some(buffer) = &mut self.filling {
+            buffer.push(name, data);
+            if buffer.gfns.len() < self.copying.pages_per_part {
+                return Ok(true);
+            }
+        }
+        self.flush()
+    }
+
+    /// Sends the blocks that wait. `false`: the link is gone.
+    pub(crate) fn flush(&mut self) -> Result<bool, PrimaryError> {
+        match self.filling.take() {
+            Some(buffer) => self.send(buffer),
+            None => Ok(true),
         }
     }
-    machine.give_back(&set);
-    (shared.report)(NodeEventKind::Syncing { pages_sent: sent, pages_total: total });
-    Ok(!copying.gone.load(Ordering::Acquire))
+
+    /// A free buffer; none when the link is gone.
+    fn buffer(&self) -> Option<CaptureBuffer> {
+        if self.copying.gone.load(Ordering::Acquire) { None } else { self.pool.next(&self.copying.gone) }
+    }
+
+    fn send(&mut self, buffer: CaptureBuffer) -> Result<bool, PrimaryError> {
+        let job = Job::Sync { buffer, index: self.index, generation: self.copying.generation };
+        if let Err(rest) = self.copying.jobs.send(job) {
+            self.pool.put(rest.0.into_buffer());
+            return Ok(false);
+        }
+        types::fault::reach(types::fault::Point::MidSync);
+        self.index += 1;
+        if let Some(logged) = self.logged.as_mut().filter(|_| self.index.is_multiple_of(COLLECT_PARTS)) {
+            // A vCPU whose dirty ring is full stands still until it is emptied. What is found goes into the next round, whether or not it is sent in this.
+            self.shared.machine.collect_dirty_running(logged)?;
+        }
+        Ok(true)
+    }
+
+    /// Adds everything written since the round began to `set`.
+    fn take_logged(&mut self, set: &mut DirtySet) -> Result<(), PrimaryError> {
+        if let Some(logged) = &mut self.logged {
+            set.merge(logged);
+            logged.clear();
+        }
+        Ok(self.shared.machine.collect_dirty_running(set)?)
+    }
+
+    fn report(&self) {
+        let pages_total = self.shared.machine.slots().pages();
+        (self.shared.report)(NodeEventKind::Syncing { pages_sent: self.sent, pages_total });
+    }
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.filling.take() {
+            self.pool.put(buffer);
+        }
+    }
 }
 
 /// The log is emptied every so many parts: 16 MiB, a few milliseconds.

@@ -1,7 +1,9 @@
 //! Activation: from a grant to a running guest.
 //!
 //! Lives here: the steps, in their order. Not here: the right to take them (`failover::core`). Guards S2 (only from the activation point, wholly applied) and S5
-//! (restore before start; the machine moves its clock forward and signals every queue).
+//! (restore before start; the disks hold exactly what is committed; the machine moves its clock forward and signals every queue).
+
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::bounded;
 use types::{Output, OutputPort};
@@ -11,6 +13,9 @@ use crate::apply::{Held, Job};
 use crate::error::ReplicaError;
 use crate::shared::Shared;
 
+/// How long the disks may take to apply what is committed: far more than their backlog's bound takes on a disk that works.
+const DISKS: Duration = Duration::from_secs(60);
+
 /// What activation started from.
 pub(crate) struct Started {
     pub(crate) epoch: types::Epoch,
@@ -18,6 +23,8 @@ pub(crate) struct Started {
     pub(crate) resent: usize,
     /// Frames that the guest had received after the activation point and is given again.
     pub(crate) replayed: usize,
+    /// What the guest waited for its disks, microseconds.
+    pub(crate) disks_us: u64,
 }
 
 /// Brings the machine to the activation point and starts it.
@@ -37,6 +44,10 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     let state: MachineState =
         checkpoint::codec::decode(&held.machine).map_err(|source| ReplicaError::State { epoch: held.epoch, source })?;
     machine.restore_arrived(&state, held.arrived)?;
+    // The disks were at it meanwhile. Before anything is given to the guest: its requests in flight are carried out anew when it starts.
+    let waited = Instant::now();
+    shared.disks.activate(DISKS)?;
+    let disks_us = waited.elapsed().as_micros() as u64;
     let input = shared.received().take(held.epoch);
     let replayed = machine.replay_input(input.into_iter().map(|frame| (frame.port, frame.bytes)));
     let resent = resend(machine, &held);
@@ -44,7 +55,7 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     for (port, frame) in machine.announcements() {
         write(machine, port, &frame);
     }
-    Ok(Started { epoch: held.epoch, resent, replayed })
+    Ok(Started { epoch: held.epoch, resent, replayed, disks_us })
 }
 
 /// Sends again what is committed and may not have left the primary. Duplicates are harmless to TCP; console bytes are not sent twice.

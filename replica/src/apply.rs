@@ -1,4 +1,4 @@
-//! The apply thread: brings verified pages into guest memory, in order, off the commit path.
+//! The apply thread: brings verified pages into guest memory and verified disk writes on their way to the disks, in order, off the commit path.
 //!
 //! Lives here: writing pages, and remembering what the newest applied epoch left (machine state, recent output). Not here: what may be applied (only what
 //! [`crate::core`] let pass comes here). Guards S2: an epoch is applied whole or the standby counts as spoilt, and never activates.
@@ -10,9 +10,12 @@ use std::time::Instant;
 
 use checkpoint::digest::page_digest;
 use checkpoint::encode::is_zero;
+use checkpoint::wire::BLOCK_BYTES;
 use checkpoint::{CompleteEpoch, GuestMap, MemoryDigest, Part, Record};
 use crossbeam::channel::{Receiver, Sender};
+use disk_buffer::Disks;
 use transport::Slot;
+use types::block::DiskWrite;
 use types::{Epoch, Gfn, Output, OutputPort, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
@@ -50,28 +53,35 @@ pub(crate) struct Held {
     pub(crate) output: Vec<Output>,
 }
 
-/// Writes verified parts into guest memory.
+/// Writes verified parts into guest memory and, of the first copy, to the disks.
 pub(crate) struct Writer {
+    disks: Arc<Disks>,
     memory: Arc<GuestMemory>,
     map: GuestMap,
     page: Box<[u8; PAGE_SIZE]>,
 }
 
 impl Writer {
-    pub(crate) fn new(memory: Arc<GuestMemory>, map: GuestMap) -> Writer {
-        Writer { memory, map, page: Box::new([0; PAGE_SIZE]) }
+    pub(crate) fn new(memory: Arc<GuestMemory>, disks: Arc<Disks>, map: GuestMap) -> Writer {
+        Writer { disks, memory, map, page: Box::new([0; PAGE_SIZE]) }
     }
 
-    /// Brings one part into guest memory.
+    /// Brings one part into guest memory, and its disk blocks to their disks: those are on their way when this returns.
     ///
     /// # Errors
-    /// The page that could not be written.
+    /// The page that could not be written, or the disk.
     pub(crate) fn part(&mut self, slot: &Slot) -> Result<(), ReplicaError> {
         // Verified when it came; cut again rather than kept, because a part borrows its slot.
         let part = Part::reparse(slot, &self.map)
             .map_err(|error| ReplicaError::Page { gfn: Gfn(0), reason: format!("the part changed after it was verified: {error}") })?;
         for record in part.records() {
             self.record(&record)?;
+        }
+        for record in part.blocks() {
+            // The part was verified against the disks that there are.
+            if let Some(disk) = self.disks.get(record.block.disk) {
+                disk.sync_block(record.block.block * BLOCK_BYTES as u64, record.data.map(|data| &data[..]))?;
+            }
         }
         Ok(())
     }
@@ -102,7 +112,7 @@ impl Writer {
 impl Writer {
     /// Digests of every page.
     fn digest(&mut self) -> Result<MemoryDigest, String> {
-        let Writer { memory, map, page } = self;
+        let Writer { memory, map, page, .. } = self;
         let mut failed = None;
         let digest = MemoryDigest::of_digests(map, |gfn| {
             if let Err(error) = memory.read_slice(&mut page[..], GuestAddress(gfn.address())) {
@@ -126,7 +136,7 @@ struct Applier {
 
 /// Runs until [`Job::Stop`].
 pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option<Box<dyn Write + Send>>, jobs: &Receiver<Job>) {
-    let writer = Writer::new(memory, shared.map.clone());
+    let writer = Writer::new(memory, Arc::clone(&shared.disks), shared.map.clone());
     let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, console, output: VecDeque::new() };
     for job in jobs {
         match job {
@@ -139,6 +149,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
                 applier.epoch = Epoch::NONE;
                 applier.machine.clear();
                 applier.output.clear();
+                applier.shared.disks.discard_uncommitted();
                 let _ = done.send(());
             }
             Job::Yield(answer) => {
@@ -157,6 +168,11 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
 impl Applier {
     fn epoch(&mut self, complete: CompleteEpoch<Slot>, arrived: Instant) {
         let epoch = complete.epoch;
+        // First: the disks work beside this thread.
+        if let Err(error) = self.write_disks(epoch, complete.tail.disks) {
+            self.spoilt(epoch, &error);
+            return;
+        }
         for slot in complete.parts {
             if let Err(error) = self.writer.part(&slot) {
                 self.spoilt(epoch, &error);
@@ -184,6 +200,15 @@ impl Applier {
                 let _ = console.write_all(&piece.bytes);
             }
         }
+    }
+
+    /// Hands the epoch's writes to the disks; waits while those have too much to do.
+    fn write_disks(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), ReplicaError> {
+        let disks = &self.shared.disks;
+        let written = writes.iter().map(DiskWrite::payload).sum();
+        let done = disks.stage(epoch, writes).and_then(|()| disks.commit(epoch));
+        self.shared.backlog.leave(written);
+        Ok(done?)
     }
 
     fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {

@@ -10,6 +10,7 @@ use checkpoint::{Assembler, CompleteEpoch, Part, PartKind};
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use transport::pump::{LINK_POLL, receive_until};
 use transport::{ControlSender, DataReceiver, Slot};
+use types::block::DiskWrite;
 use types::{Epoch, Generation};
 
 use crate::apply::{Job, Writer};
@@ -77,6 +78,10 @@ impl DataThread {
         // Before the commit: what is committed must be possible to apply.
         complete.tail.check_disks(&shared.map).map_err(|error| self.refused(&error.to_string()))?;
         let memory = complete.tail.memory.clone();
+        let written = complete.tail.disks.iter().map(DiskWrite::payload).sum();
+        if !shared.backlog.enter(written, LINK_POLL, || !self.gone.load(Ordering::Acquire)) {
+            return Ok(());
+        }
         if epoch == Epoch::NONE.next() {
             let (done, answered) = bounded(1);
             shared.tell(News::FirstEpoch { link: self.link, complete, done });

@@ -1,6 +1,7 @@
 //! What ends a standby, or keeps it from starting. The loss of a primary is not an error.
 
 use checkpoint::{codec::CodecError, message::MessageError};
+use disk_buffer::DiskError;
 use transport::TransportError;
 use types::{Epoch, Gfn};
 use vmm::VmmError;
@@ -17,6 +18,12 @@ pub enum ReplicaError {
     /// A control message could not be made or read.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// A disk failed, or does not fit the primary's.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Bytes of the link that make no sense.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
     /// The host gives no thread.
     #[error("starting the {name} thread: {source}; the host's limit on threads may be reached (ulimit -u)")]
     Thread {

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use checkpoint::GuestShape;
 use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
+use crossbeam::channel::bounded;
 use transport::tcp::Listener;
 use transport::{Geometry, Staging, StandbyLink, StandbyPending};
 use types::{Generation, NodeId, VmId};
 
+use crate::apply::Job;
+use crate::disks::{self, Agreed};
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
 
@@ -20,6 +23,9 @@ use crate::shared::{News, Shared};
 const POLL: Duration = Duration::from_millis(100);
 /// How long a primary may take for its Hello: it says it at once.
 const HELLO: Duration = Duration::from_secs(1);
+
+/// How long a primary waits at the door for what is left of an earlier one, well within its own patience.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// A primary that was let in.
 pub(crate) struct Linked {
@@ -74,12 +80,26 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, staging: &mut
     if let Some(reason) = objection(door, &hello) {
         return refuse(pending, reason);
     }
+    let Agreed { primary, plans, own } = match disks::agree(&shared.disks, &hello.disks) {
+        Ok(agreed) => agreed,
+        Err(error) => return refuse(pending, error.to_string()),
+    };
+    // What an earlier primary committed is on its way to the disks until this is answered.
+    let (done, drained) = bounded(1);
+    shared.apply(Job::Forget(done));
+    if drained.recv_timeout(DRAIN).is_err() {
+        return refuse(pending, "this standby still applies what its last primary sent; its disks are slow".to_owned());
+    }
+    // Durably before the answer: from the Welcome on the primary may change what is here.
+    if let Err(error) = shared.disks.join(&plans, &primary) {
+        return refuse(pending, error.to_string());
+    }
     let staging = match staging {
         Some(staging) => Arc::clone(staging),
         None => Arc::clone(staging.insert(Staging::new(door.geometry)?)),
     };
     let Geometry { slots, slot_bytes } = door.geometry;
-    let welcome = Welcome { node: door.node.clone(), slots, slot_bytes, disks: Vec::new() };
+    let welcome = Welcome { node: door.node.clone(), slots, slot_bytes, disks: own };
     pending.control_tx.send(&message::encode(&Message::Welcome(welcome))?)?;
     let link = pending.open_data(staging)?;
     door.open.store(false, Ordering::Release);

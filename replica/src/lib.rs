@@ -8,16 +8,18 @@
 //! | greeter | `greet.rs` | meets primaries: Hello, Welcome or Refuse |
 //! | data | `data.rs` | receives parts, verifies, commits; one per link |
 //! | control | `control.rs` | messages of the primary; one per link |
-//! | apply | `apply.rs` | brings committed epochs into guest memory, off the commit path |
+//! | apply | `apply.rs` | brings committed epochs into guest memory and hands their disk writes to the disks, off the commit path |
 //!
 //! Guards S2 (only whole, verified epochs are committed, applied or activated from) and its half of S3 (the staging machine's lock is held while a
 //! commit is sent, so none can be sent after the order to stop).
 
 mod activate;
 mod apply;
+mod backlog;
 mod control;
 pub mod core;
 mod data;
+mod disks;
 mod error;
 mod greet;
 mod input;

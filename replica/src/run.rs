@@ -11,6 +11,7 @@ use std::time::Duration;
 use checkpoint::message::{self, Message};
 use checkpoint::{CompleteEpoch, GuestMap, GuestShape};
 use crossbeam::channel::{Receiver, bounded, unbounded};
+use disk_buffer::Disks;
 use failover::client::ArbiterClient;
 use failover::core::{Action, Event as RoleEvent, Node};
 use failover::{Detector, Verdict};
@@ -26,6 +27,7 @@ use crate::apply::{self, Job};
 use crate::control::{self, ControlThread};
 use crate::core::{Event, Standby};
 use crate::data::{self, DataThread};
+use crate::disks;
 use crate::error::ReplicaError;
 use crate::greet::{self, Door, Linked};
 use crate::input::Received;
@@ -52,6 +54,8 @@ pub struct ReplicaConfig {
 pub struct Setup {
     /// A machine that never ran.
     pub machine: Machine,
+    /// The machine's disks, as its devices will use them.
+    pub disks: Arc<Disks>,
     /// The role machine, not started.
     pub node: Node,
     /// The arbiter.
@@ -111,13 +115,15 @@ struct RoleThread {
 /// # Errors
 /// When a thread cannot be had, or when the guest was granted and cannot be activated.
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
-    let Setup { machine, node, arbiter, listener, report, config, console } = setup;
+    let Setup { machine, disks, node, arbiter, listener, report, config, console } = setup;
     let (news_tx, news) = unbounded();
     let (apply_tx, jobs) = unbounded();
     let slots = machine.slots().slots();
-    let map = GuestMap::new(slots.iter().map(|slot| slot.first.0..slot.first.0 + slot.pages));
+    let map = GuestMap::new(slots.iter().map(|slot| slot.first.0..slot.first.0 + slot.pages))
+        .with_disks(disks.iter().map(|disk| disk.info().bytes));
     let geometry = greet::geometry(map.pages());
-    let shared = Shared::new(map, Arc::clone(&report), apply_tx, news_tx);
+    let shared = Shared::new(map, disks, Arc::clone(&report), apply_tx, news_tx);
+    disks::attach(&shared);
     {
         let (shared, memory) = (Arc::clone(&shared), Arc::clone(machine.memory()));
         spawn("apply", move || apply::run(shared, memory, console, &jobs))?;
@@ -221,7 +227,7 @@ impl RoleThread {
         let started = activate(&self.shared, &mut self.machine);
         let activation_us = monotonic_ns().saturating_sub(granted) / 1000;
         self.done = Some(started.map(|started| {
-            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, resent = started.resent, replayed = started.replayed, "activated");
+            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, disks_us = started.disks_us, resent = started.resent, replayed = started.replayed, "activated");
             (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us });
         }));
     }
@@ -314,9 +320,10 @@ impl RoleThread {
             control: Arc::clone(&link.control_tx),
             gone: Arc::clone(&gone),
             verify_memory: self.config.verify_memory,
-            writer: apply::Writer::new(Arc::clone(self.machine.memory()), self.shared.map.clone()),
+            writer: apply::Writer::new(Arc::clone(self.machine.memory()), Arc::clone(&self.shared.disks), self.shared.map.clone()),
             ready,
         };
+        self.shared.reporter.point(Some((generation, Arc::clone(&link.control_tx))));
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
         self.link = Some(LinkState { number, control: link.control_tx, gone, detector, sequence: 0 });
@@ -329,6 +336,7 @@ impl RoleThread {
     }
 
     fn drop_link(&mut self) {
+        self.shared.reporter.point(None);
         if let Some(link) = self.link.take() {
             link.gone.store(true, Ordering::Release);
         }

@@ -7,12 +7,15 @@ use std::time::Instant;
 use checkpoint::message::{self, Message};
 use checkpoint::{CompleteEpoch, GuestMap};
 use crossbeam::channel::Sender;
+use disk_buffer::Disks;
 use transport::{ControlSender, Slot};
 use types::event::Report;
 use types::{Epoch, Generation};
 
 use crate::apply::Job;
+use crate::backlog::Backlog;
 use crate::core::{Action, Event, LinkFault, Standby};
+use crate::disks::Reporter;
 use crate::input::Received;
 
 /// News for the role thread.
@@ -34,6 +37,11 @@ pub(crate) enum News {
 /// Shared by all threads of a standby.
 pub(crate) struct Shared {
     pub(crate) map: GuestMap,
+    pub(crate) disks: Arc<Disks>,
+    /// Where news of the disks go.
+    pub(crate) reporter: Reporter,
+    /// Disk writes that are committed and not handed on yet.
+    pub(crate) backlog: Backlog,
     pub(crate) report: Report,
     staging: Mutex<Standby>,
     received: Mutex<Received>,
@@ -44,10 +52,21 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(map: GuestMap, report: Report, apply: Sender<Job>, role: Sender<News>) -> Arc<Shared> {
+    pub(crate) fn new(map: GuestMap, disks: Arc<Disks>, report: Report, apply: Sender<Job>, role: Sender<News>) -> Arc<Shared> {
         let staging = Mutex::new(Standby::new(Generation(0)));
         let received = Mutex::new(Received::default());
-        Arc::new(Shared { map, report, staging, received, apply, role, heard_ns: AtomicU64::new(types::clock::monotonic_ns()) })
+        Arc::new(Shared {
+            map,
+            disks,
+            reporter: Reporter::default(),
+            backlog: Backlog::default(),
+            report,
+            staging,
+            received,
+            apply,
+            role,
+            heard_ns: AtomicU64::new(types::clock::monotonic_ns()),
+        })
     }
 
     /// The staging machine.

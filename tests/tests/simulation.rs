@@ -76,6 +76,9 @@ fn proves_something(total: &Stats, seeds: u64) {
         ("unanswered swaps", total.unanswered_swaps),
         ("refused starts", total.refusals),
         ("primaries that gave up", total.give_ups),
+        ("whole copies of disks", total.full_copies),
+        ("copies of what had changed", total.partial_copies),
+        ("disks that did not fit", total.refused_disks),
     ] {
         assert!(count >= seeds / 1000, "{what}: {count} in {seeds} seeds");
     }

@@ -78,6 +78,8 @@ pub struct Plan {
     pub come_back: u64,
     /// A crashed node that comes back tries to start as the primary first.
     pub come_back_primary: u64,
+    /// A node's operator lets its disk be overwritten.
+    pub overwrite: u64,
     /// One-way delays are up to this, nanoseconds.
     pub delay_ns: u64,
     /// Pieces of output the buffer takes.
@@ -102,6 +104,7 @@ impl Plan {
             lose_frame: chance(rng, 50),
             come_back: if rng.permille(700) { 1000 } else { 0 },
             come_back_primary: if rng.permille(200) { 1000 } else { 0 },
+            overwrite: 500,
             delay_ns: rng.between(50_000, 1_500_000),
             buffer_frames: if rng.permille(200) { 3 } else { 64 },
         }
@@ -153,11 +156,26 @@ pub enum Sabotage {
     TrustCorrupt,
     /// The dirty set of a failed capture is forgotten (S6).
     ForgetDirtySet,
+    /// Disk writes are applied when they come, not when their epoch is committed (S2).
+    ApplyBeforeCommit,
+    /// Disk writes are recorded only after the last of the disk was copied (S4).
+    RecordLate,
+    /// A protected primary's writes are not marked in its change log: when it returns, what was not committed stays (S4).
+    ForgetMarks,
+    /// The change log is cleared when an epoch is committed, not when it is durable on both sides (S4).
+    ClearAtCommit,
+    /// A returning node's copy is taken as it is (S4).
+    TrustReturning,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 10] = [
+    pub const ALL: [Sabotage; 15] = [
+        Sabotage::ApplyBeforeCommit,
+        Sabotage::RecordLate,
+        Sabotage::ForgetMarks,
+        Sabotage::ClearAtCommit,
+        Sabotage::TrustReturning,
         Sabotage::ReleaseBeforeCommit,
         Sabotage::UngateBeforeStrikeOut,
         Sabotage::RecordBeforeGate,

@@ -1,6 +1,8 @@
 //! What travels between nodes, and what waits to happen.
 
+use disk_buffer::Identity;
 use failover::{Answer, Record, Request, RequestId};
+use types::block::DiskWrite;
 use types::{Epoch, Generation, NodeId, Output};
 
 use super::faults::Fault;
@@ -25,16 +27,36 @@ pub(super) struct Part {
     /// What a digest would show.
     pub corrupt: bool,
     pub output: Vec<Output>,
+    pub writes: Vec<DiskWrite>,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Message {
-    Welcome,
+    /// With what the two disks were when the standby joined: the primary's as in its Hello.
+    Welcome(Box<[Identity; 2]>),
     Heartbeat,
-    Sync { page: usize, value: u64 },
+    Sync {
+        page: usize,
+        value: u64,
+    },
+    /// A region of the disk.
+    Block {
+        region: usize,
+        value: u64,
+    },
+    /// Up to this epoch everything is durable on the standby's disk.
+    Durable {
+        generation: Generation,
+        epoch: Epoch,
+    },
     Part(Box<Part>),
-    Commit { generation: Generation, epoch: Epoch },
-    Recorded { generation: Generation },
+    Commit {
+        generation: Generation,
+        epoch: Epoch,
+    },
+    Recorded {
+        generation: Generation,
+    },
     Shutdown,
     Closed,
 }
@@ -60,6 +82,7 @@ pub(super) enum Happening {
         from: usize,
         from_instance: u64,
         generation: Generation,
+        disk: Box<Identity>,
     },
     Newer {
         slot: usize,
@@ -71,6 +94,8 @@ pub(super) enum Happening {
         side: usize,
         message: Message,
         channel: Channel,
+        /// Its place among the messages of its connection.
+        number: u64,
     },
     AtArbiter {
         slot: usize,
@@ -107,6 +132,19 @@ pub(super) enum Happening {
         slot: usize,
         instance: u64,
         link: usize,
+        epoch: Epoch,
+    },
+    /// A disk is made durable in the background.
+    Settle {
+        slot: usize,
+        instance: u64,
+        session: u64,
+    },
+    /// A primary clears what both hosts hold durably.
+    Clear {
+        slot: usize,
+        instance: u64,
+        session: u64,
         epoch: Epoch,
     },
     /// Sabotage: the gate closes too late.
@@ -148,6 +186,8 @@ impl Happening {
             | Happening::Capture { slot, .. }
             | Happening::Send { slot, .. }
             | Happening::ApplyDone { slot, .. }
+            | Happening::Settle { slot, .. }
+            | Happening::Clear { slot, .. }
             | Happening::LateGate { slot, .. }
             | Happening::Request { slot, .. } => Some(*slot),
             Happening::Deliver { link, side, .. } => Some(link_slots(*link, *side)),

@@ -1,12 +1,13 @@
 //! A whole cluster in one thread and in no time: three nodes, an arbiter, a network and clients, all decided by one seed.
 //!
-//! Lives here: the world around the pure cores of `failover`, `primary` and `replica` and the real `net-buffer`; what goes wrong in it
+//! Lives here: the world around the pure cores of `failover`, `primary` and `replica`, the real `net-buffer` and the rules of `disk-buffer`; what goes wrong in it
 //! ([`faults`]); and what must never be seen ([`oracle`]). Not here: KVM, sockets, threads, real time. Defends S1, S2, S3, S4 and S6 (of S6,
-//! that a dirty set is not lost).
+//! that a dirty set is not lost), for memory and disks.
 //!
 //! A run: node 0 boots the VM, the others are standbys; clients send operations and retransmit until answered; faults strike until
 //! [`HEAL_NS`]; from there on everything works again, and until [`END_NS`] somebody must be serving if anybody can.
 
+mod disk;
 pub mod faults;
 pub mod guest;
 mod messages;

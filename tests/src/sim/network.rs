@@ -1,5 +1,6 @@
 //! Links between nodes: two connections each, in order within a connection and not between them, delayed, cut, broken.
 
+use disk_buffer::{Identity, Plan};
 use failover::{Detector, Event, Verdict};
 use types::Generation;
 use types::event::Role;
@@ -16,6 +17,9 @@ pub(super) struct Link {
     open: [bool; 2],
     /// When the newest message to each side on each connection arrives.
     newest: [[u64; 2]; 2],
+    /// Messages sent to each side on each connection, and taken there.
+    sent: [[u64; 2]; 2],
+    taken: [[u64; 2]; 2],
 }
 
 impl World {
@@ -76,10 +80,11 @@ impl World {
         }
         let (from_instance, generation) = (self.processes[from].instance, self.processes[from].node.generation());
         let travel = self.delay();
-        self.later(travel, Happening::Hello { slot, from, from_instance, generation });
+        let disk = Box::new(self.disks[from].identity());
+        self.later(travel, Happening::Hello { slot, from, from_instance, generation, disk });
     }
 
-    pub(super) fn hello(&mut self, slot: usize, from: usize, from_instance: u64, generation: Generation) {
+    pub(super) fn hello(&mut self, slot: usize, from: usize, from_instance: u64, generation: Generation, disk: &Identity) {
         let process = &self.processes[slot];
         if process.node.role() == Role::Primary && process.node.generation() > generation {
             let newer = Happening::Newer { slot: from, instance: from_instance, generation: process.node.generation() };
@@ -89,17 +94,31 @@ impl World {
         if !self.processes[slot].node.accepts_primary() || self.processes[slot].holding.is_some() {
             return;
         }
+        let own = self.disks[slot].identity();
+        let plan = self.disk_plan(disk, &own);
+        match &plan {
+            Plan::Refuse(_) => {
+                self.oracle.stats.refused_disks += 1;
+                return;
+            }
+            Plan::Full(_) => self.oracle.stats.full_copies += 1,
+            Plan::Regions(_) | Plan::Nothing => self.oracle.stats.partial_copies += 1,
+        }
+        // Before the answer.
+        self.disks[slot].join(&plan, disk);
         let link = self.links.len();
         self.links.push(Link {
             slots: [from, slot],
             instances: [from_instance, self.processes[slot].instance],
             open: [true, true],
             newest: [[0; 2]; 2],
+            sent: [[0; 2]; 2],
+            taken: [[0; 2]; 2],
         });
         self.attach(slot, link);
         self.hold_for(slot, link, generation);
         self.node(slot, Event::PrimaryLinked { generation });
-        self.say(slot, Channel::Control, Message::Welcome);
+        self.say(slot, Channel::Control, Message::Welcome(Box::new([disk.clone(), own])));
     }
 
     pub(super) fn attach(&mut self, slot: usize, link: usize) {
@@ -127,23 +146,32 @@ impl World {
         let newest = &mut self.links[link].newest[to][channel as usize];
         *newest = (self.now + travel).max(*newest + 1);
         let at = *newest;
-        self.at(at, Happening::Deliver { link, side: to, message, channel });
+        let number = self.links[link].sent[to][channel as usize];
+        self.links[link].sent[to][channel as usize] += 1;
+        self.at(at, Happening::Deliver { link, side: to, message, channel, number });
     }
 
-    pub(super) fn deliver(&mut self, link: usize, side: usize, message: Message, channel: Channel) {
+    pub(super) fn deliver(&mut self, (link, side, channel): (usize, usize, Channel), number: u64, message: Message) {
         let [a, b] = self.links[link].slots;
         if self.cut(a, b) {
             // Nothing is lost: it is sent again when the way is free, still in its order.
             let free = self.isolated_until[a].max(self.isolated_until[b]);
-            self.at(free, Happening::Deliver { link, side, message, channel });
+            self.at(free, Happening::Deliver { link, side, message, channel, number });
             return;
         }
         let slot = self.links[link].slots[side];
         if !self.links[link].open[side] || self.processes[slot].instance != self.links[link].instances[side] {
             return;
         }
-        if let Message::Welcome = message {
-            self.welcomed(slot, link);
+        let taken = &mut self.links[link].taken[side][channel as usize];
+        if number != *taken {
+            // Those before it waited as well, for another reason: it is not to overtake them.
+            self.later(10_000, Happening::Deliver { link, side, message, channel, number });
+            return;
+        }
+        *taken += 1;
+        if let Message::Welcome(disks) = message {
+            self.welcomed(slot, link, &disks);
             return;
         }
         if self.processes[slot].link != Some(link) {
@@ -153,11 +181,22 @@ impl World {
             detector.heard(self.now);
         }
         match message {
-            Message::Welcome | Message::Heartbeat => {}
+            Message::Welcome(_) | Message::Heartbeat => {}
             Message::Closed => self.peer_gone(slot, "connection closed"),
             Message::Shutdown => self.told_of_end(slot),
             Message::Recorded { generation } => self.node(slot, Event::Recorded { generation }),
             Message::Sync { page, value } => self.sync_part(slot, page, value),
+            Message::Block { region, value } => {
+                self.disks[slot].sync_block(region, value);
+            }
+            Message::Durable { generation, epoch } if generation == self.processes[slot].node.generation() => {
+                if let Some(epoch) = self.disks[slot].peer_durable(epoch) {
+                    let (instance, session) = (self.processes[slot].instance, self.disks[slot].session);
+                    let after = self.rng.between(MS / 2, 8 * MS);
+                    self.later(after, Happening::Clear { slot, instance, session, epoch });
+                }
+            }
+            Message::Durable { .. } => {}
             Message::Part(part) => self.part(slot, *part),
             Message::Commit { generation, epoch } => {
                 self.pipeline(slot, primary::core::Event::Committed { generation, epoch });
@@ -181,6 +220,9 @@ impl World {
     /// Closes the process's side of its link; the other side is told, if it is there.
     pub(super) fn drop_link(&mut self, slot: usize) {
         self.processes[slot].detector = None;
+        if !self.processes[slot].gated {
+            self.disks[slot].unlink();
+        }
         if let Some(link) = self.processes[slot].link.take() {
             let side = self.side(slot, link);
             if std::mem::take(&mut self.links[link].open[side]) {

@@ -7,6 +7,7 @@ use std::fmt;
 use failover::Record;
 use types::{Epoch, Generation};
 
+use super::disk::{Disk, REGIONS};
 use super::guest::{Answer, CLIENTS, Guest, PAGES};
 use super::messages::slot_of;
 
@@ -52,6 +53,12 @@ pub struct Stats {
     pub give_ups: u64,
     /// Starts as a primary that were refused.
     pub refusals: u64,
+    /// First copies of a whole disk.
+    pub full_copies: u64,
+    /// First copies of what had changed on a disk.
+    pub partial_copies: u64,
+    /// Standbys whose disk did not fit the primary's.
+    pub refused_disks: u64,
     /// Things that happened.
     pub happenings: u64,
 }
@@ -71,6 +78,9 @@ impl Stats {
         self.unanswered_swaps += other.unanswered_swaps;
         self.give_ups += other.give_ups;
         self.refusals += other.refusals;
+        self.full_copies += other.full_copies;
+        self.partial_copies += other.partial_copies;
+        self.refused_disks += other.refused_disks;
         self.happenings += other.happenings;
     }
 }
@@ -85,6 +95,13 @@ pub(super) struct Releaser {
     pub commit: Option<Epoch>,
 }
 
+/// What a primary was at the end of an epoch.
+#[derive(Debug)]
+struct Snapshot {
+    pages: [u64; PAGES],
+    disk: [u64; REGIONS],
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     /// The arbiter's true record.
@@ -92,7 +109,7 @@ pub(super) struct Oracle {
     /// The newest epoch that a standby committed, by generation.
     committed: BTreeMap<Generation, Epoch>,
     /// The primary's state at the end of each epoch.
-    snapshots: BTreeMap<(Generation, Epoch), [u64; PAGES]>,
+    snapshots: BTreeMap<(Generation, Epoch), Snapshot>,
     /// The state from which each generation was activated.
     activated: BTreeMap<Generation, Guest>,
     /// Who released in each generation.
@@ -131,8 +148,8 @@ impl Oracle {
         *newest = epoch.max(*newest);
     }
 
-    pub(super) fn captured(&mut self, generation: Generation, epoch: Epoch, pages: [u64; PAGES]) {
-        self.snapshots.insert((generation, epoch), pages);
+    pub(super) fn captured(&mut self, generation: Generation, epoch: Epoch, pages: [u64; PAGES], disk: [u64; REGIONS]) {
+        self.snapshots.insert((generation, epoch), Snapshot { pages, disk });
     }
 
     /// The record changes.
@@ -204,8 +221,8 @@ impl Oracle {
     ) -> Checked {
         self.stats.activations += 1;
         match self.snapshots.get(&from) {
-            Some(pages) if *pages == guest.pages => {}
-            Some(pages) => return broken("S2", format!("n{slot} activates from {:?}, but epoch {from:?} was {pages:?}", guest.pages)),
+            Some(was) if was.pages == guest.pages => {}
+            Some(was) => return broken("S2", format!("n{slot} activates from {:?}, but epoch {from:?} was {was:?}", guest.pages)),
             None => return broken("S2", format!("n{slot} activates from {from:?}, which never was an epoch")),
         }
         self.knows_all_answers(slot, &guest)?;
@@ -214,6 +231,26 @@ impl Oracle {
         }
         self.activated.insert(generation, guest);
         Ok(())
+    }
+
+    /// A standby's disk holds what the primary's held at the end of the epoch that was applied, all of it and nothing else. So a guest that is taken over finds on
+    /// its disk what it had written.
+    pub(super) fn follows(&self, slot: usize, epoch: (Generation, Epoch), disk: &Disk) -> Checked {
+        match self.snapshots.get(&epoch) {
+            Some(was) if was.disk != disk.read() => {
+                broken("S2", format!("n{slot} has applied {epoch:?}, which was {:?}, and its disk holds {:?}", was.disk, disk.read()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A guest that is started from its disk finds there whatever it had flushed and told.
+    pub(super) fn starts(&self, slot: usize, disk: &Disk) -> Checked {
+        if !disk.is_fit() {
+            return broken("S4", format!("n{slot} starts a guest from an incomplete disk"));
+        }
+        let guest = Guest { pages: disk.pages(), dirty: 0 };
+        self.knows_all_answers(slot, &guest)
     }
 
     /// Nothing acknowledged is lost.

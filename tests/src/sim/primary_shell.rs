@@ -1,5 +1,6 @@
 //! The shell of a primary: the guest, its output, the epochs, as the orders of `failover::core` and `primary::core` say.
 
+use disk_buffer::Identity;
 use failover::{Action, Event};
 use net_buffer::{BufferError, Held, StruckOut};
 use primary::core::{Action as Order, Event as Said, Mode};
@@ -13,6 +14,8 @@ use super::oracle::Releaser;
 use super::process::Capture;
 use super::world::World;
 
+/// The step of a first copy in which writes are recorded already.
+const LAST_PASS: usize = PAGES + 2;
 /// Which pages travel in an epoch's first part; the others travel in its last.
 const FIRST_PART: u8 = 0b0011;
 
@@ -25,7 +28,12 @@ impl World {
     pub(super) fn primary_order(&mut self, slot: usize, action: Action) {
         match action {
             Action::Boot { .. } => {
+                let checked = self.oracle.starts(slot, &self.disks[slot]);
+                self.check(checked);
                 self.new_life();
+                self.disks[slot].start_primary(&mut self.rng);
+                // A new machine, and a new file system.
+                self.disks[slot].format();
                 self.processes[slot].guest = Some(Guest::default());
                 self.processes[slot].vm_life = self.life;
                 self.mode(slot, Mode::Unprotected);
@@ -53,6 +61,7 @@ impl World {
             Action::TellShutdown { .. } => self.say(slot, Channel::Control, Message::Shutdown),
             Action::ShutGate if self.sabotage == Some(Sabotage::IgnoreFence) => self.ungate(slot, self.processes[slot].node.generation()),
             Action::ShutGate => {
+                self.disks[slot].shut();
                 let shut = self.processes[slot].buffer.shut();
                 self.must(shut.map(|_| ()));
             }
@@ -99,10 +108,17 @@ impl World {
         let generation = self.processes[slot].node.generation();
         let gated = self.processes[slot].buffer.gate(generation);
         self.must(gated);
+        self.processes[slot].gated = true;
+        if self.sabotage == Some(Sabotage::RecordLate) {
+            self.disks[slot].record();
+        }
         self.mode(slot, Mode::Gated);
     }
 
     fn ungate(&mut self, slot: usize, generation: Generation) {
+        // Before anything is let out.
+        self.disks[slot].struck_out(&mut self.rng);
+        self.processes[slot].gated = false;
         let mut output = Vec::new();
         let opened = self.processes[slot]
             .buffer
@@ -146,7 +162,7 @@ impl World {
 
     pub(super) fn serve(&mut self, slot: usize, life: u64, client: usize, seq: u32) {
         let process = &mut self.processes[slot];
-        if process.guest_held || process.vm_life != life || process.ended {
+        if process.guest_held || process.vm_life != life || process.ended || !self.disks[slot].takes_writes() {
             return;
         }
         let Some(guest) = &mut process.guest else { return };
@@ -158,6 +174,8 @@ impl World {
             }
             return;
         };
+        // What is acknowledged is written and flushed.
+        self.disks[slot].write_operation(&guest.pages, client);
         let event = match process.buffer.hold(OutputPort::Net(0), &answer.to_bytes()) {
             Held::PassThrough(_) => None,
             Held::Held { first, pressure } => Some(Said::Output { first, pressure }),
@@ -170,8 +188,10 @@ impl World {
         }
     }
 
-    pub(super) fn welcomed(&mut self, slot: usize, link: usize) {
-        if self.processes[slot].link.is_some() || !self.processes[slot].node.accepts_standby() {
+    pub(super) fn welcomed(&mut self, slot: usize, link: usize, [own, disk]: &[Identity; 2]) {
+        // An answer to a Hello of another time: its connection is long closed.
+        let stale = !self.disks[slot].is_still(own);
+        if stale || self.processes[slot].link.is_some() || !self.processes[slot].node.accepts_standby() {
             self.refuse(link);
             return;
         }
@@ -179,6 +199,8 @@ impl World {
         let standby = name(self.links[link].slots[1]);
         self.node(slot, Event::StandbyLinked { node: standby });
         self.mode(slot, Mode::Syncing);
+        let plan = self.disk_plan(own, disk);
+        self.disks[slot].begin_copy(&plan, disk);
         if let Some(guest) = &mut self.processes[slot].guest {
             guest.dirty = 0;
         }
@@ -191,13 +213,33 @@ impl World {
             return;
         }
         let Some(guest) = self.processes[slot].guest else { return };
-        if page == PAGES {
-            self.node(slot, Event::SyncReady);
-            return;
-        }
-        self.say(slot, Channel::Data, Message::Sync { page, value: guest.pages[page] });
+        // The disk first, then memory, then what was written to the disk meanwhile; after that, with every write recorded, the last of it.
+        let disk = &mut self.disks[slot];
+        let passes = [0, PAGES, LAST_PASS].contains(&page);
+        let block = if passes { disk.next() } else { None };
+        let next = match block {
+            Some((region, value)) => {
+                self.say(slot, Channel::Data, Message::Block { region, value });
+                page
+            }
+            None if page == LAST_PASS => {
+                self.node(slot, Event::SyncReady);
+                return;
+            }
+            None if page >= PAGES => {
+                let again = page < LAST_PASS - 1 && disk.next_pass();
+                if !again && self.sabotage != Some(Sabotage::RecordLate) {
+                    disk.record();
+                }
+                if again { PAGES } else { LAST_PASS }
+            }
+            None => {
+                self.say(slot, Channel::Data, Message::Sync { page, value: guest.pages[page] });
+                page + 1
+            }
+        };
         let after = self.rng.between(50_000, 800_000);
-        self.later(after, Happening::SyncNext { slot, instance: self.processes[slot].instance, link, page: page + 1 });
+        self.later(after, Happening::SyncNext { slot, instance: self.processes[slot].instance, link, page: next });
     }
 
     pub(super) fn pipeline_action(&mut self, slot: usize, order: Order) {
@@ -247,6 +289,10 @@ impl World {
         for answer in output {
             self.release(slot, generation, Some(epoch), answer);
         }
+        self.disks[slot].release(epoch);
+        if self.sabotage == Some(Sabotage::ClearAtCommit) {
+            self.disks[slot].clear(epoch);
+        }
         self.processes[slot].captures.retain(|c| c.epoch > epoch);
     }
 
@@ -267,11 +313,15 @@ impl World {
         };
         let output = sealed.output().to_vec();
         drop(sealed);
+        let Some(writes) = self.disks[slot].seal(epoch) else {
+            self.violate("order", format!("n{slot} captures epoch {epoch} and its disk records nothing"));
+            return;
+        };
         let mask = std::mem::take(&mut guest.dirty);
         let process = &mut self.processes[slot];
         process.guest = Some(guest);
-        process.captures.push(Capture { generation, epoch, mask, pages: guest.pages, output });
-        self.oracle.captured(generation, epoch, guest.pages);
+        process.captures.push(Capture { generation, epoch, mask, pages: guest.pages, output, writes });
+        self.oracle.captured(generation, epoch, guest.pages, self.disks[slot].read());
         self.pipeline(slot, Said::Captured { generation, epoch, pages: u64::from(mask.count_ones()) });
         let start = self.processes[slot].sender_free_ns.max(self.now) + self.rng.between(10_000, 200_000);
         self.processes[slot].sender_free_ns = start;
@@ -284,7 +334,7 @@ impl World {
     pub(super) fn send_epoch(&mut self, slot: usize, generation: Generation, epoch: Epoch) {
         let process = &self.processes[slot];
         let Some(capture) = process.captures.iter().find(|c| c.epoch == epoch && c.generation == generation) else { return };
-        let (mask, pages, output) = (capture.mask, capture.pages, capture.output.clone());
+        let (mask, pages, output, writes) = (capture.mask, capture.pages, capture.output.clone(), capture.writes.clone());
         if self.rng.permille(self.plan.fail_send) {
             self.pipeline(slot, Said::SendFailed { generation, epoch });
             return;
@@ -293,13 +343,17 @@ impl World {
         let masks = [mask & FIRST_PART, mask & !FIRST_PART];
         for (index, mask) in masks.into_iter().enumerate() {
             let corrupt = self.rng.permille(self.plan.corrupt);
-            let mut part = Part { generation, epoch, index, mask, pages, corrupt, output: Vec::new() };
+            let mut part = Part { generation, epoch, index, mask, pages, corrupt, output: Vec::new(), writes: Vec::new() };
             if corrupt {
                 part.pages[index] ^= 1 << 40;
                 part.mask |= 1 << index;
             }
             if index == 1 {
                 part.output.clone_from(&output);
+            }
+            // In the tail, which comes with the last part; the sabotaged standby applies what it finds in the first.
+            if index == 1 || self.sabotage == Some(Sabotage::ApplyBeforeCommit) {
+                part.writes.clone_from(&writes);
             }
             self.say(slot, Channel::Data, Message::Part(Box::new(part)));
         }

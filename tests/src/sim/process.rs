@@ -6,6 +6,7 @@ use failover::{Config, Detector, Node};
 use net_buffer::{Limits, NetBuffer};
 use primary::core::{Pipeline, Policy};
 use replica::core::Standby;
+use types::block::DiskWrite;
 use types::{Epoch, Generation, Output};
 
 use super::MS;
@@ -20,6 +21,7 @@ pub(super) struct Capture {
     pub mask: u8,
     pub pages: [u64; PAGES],
     pub output: Vec<Output>,
+    pub writes: Vec<DiskWrite>,
 }
 
 /// The standby's shell, for one link.
@@ -79,6 +81,8 @@ pub(super) struct Process {
     /// The life of the VM that the guest belongs to.
     pub vm_life: u64,
     pub guest_held: bool,
+    /// The gate is closed for a standby.
+    pub gated: bool,
     pub captures: Vec<Capture>,
     /// The sender is busy until then.
     pub sender_free_ns: u64,
@@ -112,6 +116,7 @@ impl Process {
             guest: None,
             vm_life: 0,
             guest_held: false,
+            gated: false,
             captures: Vec::new(),
             sender_free_ns: 0,
             holding: None,

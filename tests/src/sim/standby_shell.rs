@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
+use disk_buffer::{Identity, Plan};
 use failover::{Action, Event};
 use primary::core::{Mode, Pipeline};
 use replica::core::{Action as Order, Event as Said, Standby};
 use types::{Epoch, Generation};
 
+use super::MS;
 use super::faults::Sabotage;
 use super::guest::{Guest, PAGES};
 use super::messages::{Channel, Happening, Message, Part, Todo};
@@ -58,6 +60,32 @@ impl World {
         }
     }
 
+    /// What a primary's disk and a standby's make necessary; as both of them find out.
+    pub(super) fn disk_plan(&self, primary: &Identity, standby: &Identity) -> Plan {
+        match disk_buffer::plan(primary, standby) {
+            Plan::Regions(_) if self.sabotage == Some(Sabotage::TrustReturning) => Plan::Nothing,
+            plan => plan,
+        }
+    }
+
+    /// A standby's copy, and one that was just activated, is made durable in the background.
+    fn settle_soon(&mut self, slot: usize) {
+        let after = self.rng.between(MS, 12 * MS);
+        let (instance, session) = (self.processes[slot].instance, self.disks[slot].session);
+        self.later(after, Happening::Settle { slot, instance, session });
+    }
+
+    pub(super) fn settle(&mut self, slot: usize, session: u64) {
+        if self.disks[slot].session != session {
+            return;
+        }
+        let news = self.disks[slot].settle();
+        let generation = self.processes[slot].holding.as_ref().map(|holding| holding.core.generation());
+        if let (Some(epoch), Some(generation)) = (news, generation) {
+            self.say(slot, Channel::Control, Message::Durable { generation, epoch });
+        }
+    }
+
     pub(super) fn part(&mut self, slot: usize, part: Part) {
         let (generation, epoch) = (part.generation, part.epoch);
         if part.corrupt && self.sabotage != Some(Sabotage::TrustCorrupt) {
@@ -67,6 +95,9 @@ impl World {
         self.standby(slot, Said::PartVerified { generation, epoch });
         let Some(holding) = &mut self.processes[slot].holding else { return };
         if part.index == 0 {
+            if self.sabotage == Some(Sabotage::ApplyBeforeCommit) {
+                self.disks[slot].apply(holding.core.committed(), &part.writes);
+            }
             holding.partial = Some(part);
             return;
         }
@@ -117,14 +148,21 @@ impl World {
 
     /// Epochs are applied in order: one whose turn has not come waits for the earlier ones.
     pub(super) fn applied(&mut self, slot: usize, link: usize, epoch: Epoch) {
-        let Some(holding) = self.processes[slot].holding.as_mut().filter(|h| h.link == link) else { return };
+        let Some(mut holding) = self.processes[slot].holding.as_mut().filter(|h| h.link == link) else { return };
         while holding.staged.front().is_some_and(|(first, _)| *first <= epoch) {
             let Some((applied, parts)) = holding.staged.pop_front() else { return };
             for part in &parts {
                 Holding::put(&mut holding.pages, part);
             }
             holding.core.handle(Said::Applied { epoch: applied }, &mut Vec::new());
+            let generation = holding.core.generation();
+            self.disks[slot].apply(applied, &parts[1].writes);
+            let checked = self.oracle.follows(slot, (generation, applied), &self.disks[slot]);
+            self.check(checked);
+            let Some(again) = self.processes[slot].holding.as_mut() else { return };
+            holding = again;
         }
+        self.settle_soon(slot);
     }
 
     pub(super) fn told_of_end(&mut self, slot: usize) {
@@ -177,6 +215,13 @@ impl World {
             Holding::put(&mut pages, &part);
         }
         let guest = Guest { pages, dirty: 0 };
+        for (epoch, parts) in &holding.staged {
+            self.disks[slot].apply(*epoch, &parts[1].writes);
+        }
+        let checked = self.oracle.follows(slot, (holding.core.generation(), point), &self.disks[slot]);
+        self.check(checked);
+        self.disks[slot].activate(&mut self.rng);
+        self.settle_soon(slot);
         let instance = self.processes[slot].instance;
         let checked = self.oracle.activates(slot, instance, generation, (holding.core.generation(), point), guest);
         self.check(checked);

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use failover::{Action, Answer, Event, Request, RequestId};
 use types::event::Role;
 
+use super::disk::Disk;
 use super::faults::{Fault, Plan, Sabotage, Target, When};
 use super::guest::CLIENTS;
 use super::messages::{Happening, Todo, name, slot_of, stops};
@@ -65,6 +66,7 @@ pub struct World {
     order: u64,
     steps: u64,
     pub(super) processes: Vec<Process>,
+    pub(super) disks: Vec<Disk>,
     pub(super) links: Vec<Link>,
     pub(super) isolated_until: [u64; NODES],
     arbiter_cut_until: [u64; NODES],
@@ -87,6 +89,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
         let processes = (0..NODES).map(|slot| Process::new(slot, 1 + slot as u64, 0, plan.buffer_frames)).collect();
+        let disks = (0..NODES).map(|_| Disk::new(rng.permille(plan.overwrite), sabotage == Some(Sabotage::ForgetMarks))).collect();
         World {
             rng,
             plan,
@@ -96,6 +99,7 @@ impl World {
             order: 0,
             steps: 0,
             processes,
+            disks,
             links: Vec::new(),
             isolated_until: [0; NODES],
             arbiter_cut_until: [0; NODES],
@@ -231,11 +235,11 @@ impl World {
     fn dispatch(&mut self, happening: Happening) {
         match happening {
             Happening::Tick { slot, instance } if self.is(slot, instance) && self.processes[slot].tick_at_ns == self.now => self.tick(slot),
-            Happening::Hello { slot, from, from_instance, generation } => self.hello(slot, from, from_instance, generation),
+            Happening::Hello { slot, from, from_instance, generation, disk } => self.hello(slot, from, from_instance, generation, &disk),
             Happening::Newer { slot, instance, generation } if self.is(slot, instance) => {
                 self.node(slot, Event::NewerGeneration { generation });
             }
-            Happening::Deliver { link, side, message, channel } => self.deliver(link, side, message, channel),
+            Happening::Deliver { link, side, message, channel, number } => self.deliver((link, side, channel), number, message),
             Happening::AtArbiter { slot, instance, id, request, reply_lost } => self.at_arbiter(slot, instance, id, &request, reply_lost),
             Happening::FromArbiter { slot, instance, id, answer } if self.is(slot, instance) => {
                 self.node(slot, Event::ArbiterReply { id, answer: *answer });
@@ -245,6 +249,10 @@ impl World {
             Happening::Send { slot, instance, generation, epoch } if self.is(slot, instance) => self.send_epoch(slot, generation, epoch),
             Happening::ApplyDone { slot, instance, link, epoch } if self.is(slot, instance) => self.applied(slot, link, epoch),
             Happening::Request { slot, instance, life, client, seq } if self.is(slot, instance) => self.serve(slot, life, client, seq),
+            Happening::Settle { slot, instance, session } if self.is(slot, instance) => self.settle(slot, session),
+            Happening::Clear { slot, instance, session, epoch } if self.is(slot, instance) && self.disks[slot].session == session => {
+                self.disks[slot].clear(epoch);
+            }
             Happening::LateGate { slot, instance } if self.is(slot, instance) => self.close_gate(slot),
             Happening::Reply { life, client, seq } => self.answered(life, client, seq),
             Happening::ClientTimer { client, turn } if self.clients[client].turn == turn => self.client_turn(client, 0),
@@ -344,7 +352,7 @@ impl World {
                 self.queue.push(Reverse(Waiting(until, 0, resume)));
             }
             Fault::Hang { .. } => {}
-            Fault::Partition { for_ns } => self.isolated_until[slot] = until(for_ns),
+            Fault::Partition { for_ns } => self.isolated_until[slot] = self.isolated_until[slot].max(until(for_ns)),
             Fault::BreakLink => self.break_link(slot),
             Fault::CutArbiter { for_ns } => self.arbiter_cut_until[slot] = until(for_ns),
             Fault::FailDisk => {
@@ -370,6 +378,8 @@ impl World {
             self.drop_link(slot);
         }
         self.die(slot);
+        // A host that dies takes its page cache with it.
+        self.disks[slot].crash(silent, &mut self.rng);
         let back = self.rng.permille(self.plan.come_back);
         let primary = self.rng.permille(self.plan.come_back_primary);
         if back {
@@ -390,6 +400,8 @@ impl World {
     /// A new process of the node.
     pub(super) fn restart(&mut self, slot: usize, primary: bool) {
         self.drop_link(slot);
+        self.disks[slot].crash(false, &mut self.rng);
+        let primary = primary && self.disks[slot].is_fit();
         self.processes[slot] = Process::new(slot, self.next_instance, self.now, self.plan.buffer_frames);
         self.next_instance += 1;
         self.node(slot, if primary { Event::StartPrimary { abandon_standby: false } } else { Event::StartStandby });

@@ -1,0 +1,82 @@
+//! The standby's copies of the disks: whether they fit the primary's, and what is told to the primary of them.
+//!
+//! Lives here: the plans at the door, and the way of a disk's news to the primary and to the role thread. Not here: what a copy does (`disk-buffer`), when an epoch
+//! is committed (`core`), applying (`apply.rs`). Guards S2 for disks: a primary whose disks cannot be followed is refused with the reason, before a byte of either
+//! side changes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use checkpoint::codec;
+use checkpoint::message::{self, Message};
+use disk_buffer::{DiskEvent, Disks, Hooks, Identity, Plan};
+use transport::ControlSender;
+use types::Generation;
+
+use crate::error::ReplicaError;
+use crate::shared::{News, Shared};
+
+/// Where news of the disks go: nowhere while there is no link.
+#[derive(Default)]
+pub(crate) struct Reporter(Mutex<Option<(Generation, Arc<dyn ControlSender>)>>);
+
+impl Reporter {
+    /// From now on to this link's primary; `None`: to nobody. When this returns, nothing more is said to the one before.
+    pub(crate) fn point(&self, link: Option<(Generation, Arc<dyn ControlSender>)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    }
+
+    /// Says something to the primary; what cannot be said is not missed: the link is failing then.
+    fn say(&self, what: impl FnOnce(Generation) -> Message) {
+        let link = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((generation, control)) = link.as_ref() else { return };
+        let sent = message::encode(&what(*generation)).map_err(|error| error.to_string());
+        if let Err(error) = sent.and_then(|bytes| control.send(&bytes).map_err(|error| error.to_string())) {
+            tracing::debug!(error, "news of a disk could not be sent");
+        }
+    }
+}
+
+/// Has the disks tell this standby's primary, and its role thread, what concerns them.
+pub(crate) fn attach(shared: &Arc<Shared>) {
+    for disk in shared.disks.iter() {
+        let weak = Arc::downgrade(shared);
+        disk.attach(Hooks {
+            // A standby's guest does not run.
+            room: Box::new(|| {}),
+            pressure: Box::new(|| {}),
+            event: Box::new(move |event| {
+                let Some(shared) = weak.upgrade() else { return };
+                match event {
+                    DiskEvent::Durable { disk, epoch } => shared.reporter.say(|generation| Message::Durable { generation, disk, epoch }),
+                    DiskEvent::Failed { disk, error } => {
+                        let reason = format!("{disk} of the standby failed: {error}");
+                        tracing::error!(reason, "this standby can follow no more");
+                        shared.reporter.say(|_| Message::Refuse { reason: reason.clone() });
+                        shared.tell(News::Spoilt { reason });
+                    }
+                    // A primary's.
+                    DiskEvent::GiveUp { .. } => {}
+                }
+            }),
+        });
+    }
+}
+
+/// What the primary says of its disks, and what has to be copied from each.
+pub(crate) struct Agreed {
+    pub(crate) primary: Vec<Identity>,
+    pub(crate) plans: Vec<Plan>,
+    /// This standby's identities, encoded: what the plans rest on.
+    pub(crate) own: Vec<u8>,
+}
+
+/// Compares the primary's disks, as its Hello has them, with this standby's.
+///
+/// # Errors
+/// Why they cannot be brought together, in words for the operators.
+pub(crate) fn agree(disks: &Disks, hello: &[u8]) -> Result<Agreed, ReplicaError> {
+    let primary: Vec<Identity> = codec::decode(hello)?;
+    let own = disks.identities()?;
+    let plans = Disks::plans(&primary, &own)?;
+    Ok(Agreed { primary, plans, own: codec::encode(&own)? })
+}
