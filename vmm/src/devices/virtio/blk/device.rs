@@ -166,7 +166,7 @@ impl BlkDevice {
         BlkState { version: BLK_STATE_VERSION, info: self.info, core: self.core.save(), in_flight }
     }
 
-    /// Puts a saved state into this disk, whose guest memory is restored already. Before the first start. What was in flight is carried out anew after the
+    /// Puts a saved state into this disk, whose guest memory is restored already. Before a start. What was in flight is carried out anew after the
     /// start: reads and writes alike end as they would have.
     ///
     /// # Errors
@@ -184,6 +184,9 @@ impl BlkDevice {
             let reason = format!("{} requests in flight, at most {REQUESTS_MAX} can be", state.in_flight.len());
             return Err(DeviceError::StateMismatch { device: "the disk", reason });
         }
+        // A machine that starts over may have requests in flight: nobody waits for them any more.
+        self.forget();
+        self.sink_full = false;
         self.core.restore(&state.core)?;
         self.life = self.core.queues[QUEUE].life();
         self.due = state.in_flight.iter().copied().map(Due::Again).collect();

@@ -150,6 +150,24 @@ fn a_reset_between_two_machines_leaves_nothing_to_be_carried_out_anew() {
 }
 
 #[test]
+fn a_machine_that_starts_over_forgets_what_it_had_in_flight() {
+    let mut guest = Guest::running(ALL);
+    write(&guest, 0);
+    let started = state(&guest);
+    guest.driver.run_all();
+    write(&guest, 1);
+    lock(&guest.driver.device).restore(&started).unwrap();
+    guest.driver.run_all();
+    assert_eq!(guest.disk.pending().len(), 1, "what was asked before has to end first");
+    guest.disk.answer_all();
+    guest.driver.run_all();
+    assert_eq!(guest.counts().late_answers, 1);
+    guest.disk.answer_all();
+    guest.driver.run_all();
+    assert_eq!(guest.driver.used(), [(0, 1), (1, 1)], "both are in the restored ring, and each is answered once");
+}
+
+#[test]
 fn a_queue_that_is_taken_away_gets_no_answers_even_when_it_comes_back() {
     let mut guest = Guest::running(ALL);
     write(&guest, 0);

@@ -27,6 +27,8 @@ mod random_tests;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod worker_tests;
 
 pub use device::BlkDevice;
 pub use metrics::{BlkCounts, BlkMetrics};
