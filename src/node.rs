@@ -7,6 +7,7 @@ mod outlets;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use checkpoint::{GuestBus, GuestShape};
 use disk_buffer::{DiskOptions, Disks};
@@ -20,10 +21,13 @@ use primary::{End, OutputPath, PrimaryConfig, Start};
 use replica::{Outcome, ReplicaConfig};
 use transport::TransportError;
 use types::event::{NodeEventKind, Report};
-use vmm::{BootConfig, CpuLevel, CpuModel, KernelImage, Machine, Sinks};
+use vmm::{BootConfig, BootImages, CpuLevel, CpuModel, KernelImage, Machine, Sinks};
 
 use crate::config::{self, Console, NodeConfig, Peering};
 use outlets::Outlets;
+
+/// How long a guest may take to shut itself down when its node is told to stop. Below the 90 s after which systemd kills a service that does not stop.
+const POWER_BUTTON: Duration = Duration::from_secs(60);
 
 /// How a node's life ended in good order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +113,7 @@ pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &Atomic
 
 fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let report = Arc::clone(&outlets.report);
+    let images = images(config)?;
     let disks = open_disks(config)?;
     let (mut machine, output) = machine(config, outlets, &disks)?;
     let arbiter: Box<dyn Arbiter> = match &config.peering {
@@ -125,11 +130,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     // After the grant: this begins a line of data that no other host has.
     disks.start_primary()?;
-    let kernel = match &config.machine.kernel {
-        config::Kernel::BuiltIn => KernelImage::Bytes(guest::IMAGE),
-        config::Kernel::File(path) => KernelImage::Path(path.clone()),
-    };
-    machine.boot(&BootConfig { kernel, initramfs: config.machine.initramfs.clone(), cmdline: config.machine.cmdline.clone() })?;
+    machine.boot_images(&images)?;
     machine.start()?;
     // The guest may have run on another host before: switches must not go on sending its frames there.
     for (port, frame) in machine.announcements() {
@@ -139,7 +140,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
-    lead(Leading { config, outlets, machine, output, disks, node, arbiter, report }, shutdown)
+    lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, report }, shutdown)
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
@@ -158,6 +159,8 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     let Peering::Standby { arbiter, listen, .. } = &config.peering else {
         return Err(NodeError::WrongPart("standby"));
     };
+    // Now: after a failover the guest may ask for a reset, and would then not find what it boots from.
+    let images = images(config)?;
     let disks = open_disks(config)?;
     let (machine, output) = machine(config, outlets, &disks)?;
     let setup = replica::Setup {
@@ -181,7 +184,7 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
         Outcome::Interrupted => Ok(Exit::Interrupted),
         Outcome::Activated(active) => {
             let replica::Activated { machine, node, arbiter } = *active;
-            lead(Leading { config, outlets, machine: Arc::new(machine), output, disks, node, arbiter, report }, shutdown)
+            lead(Leading { config, outlets, machine: Arc::new(machine), images, output, disks, node, arbiter, report }, shutdown)
         }
     }
 }
@@ -190,6 +193,7 @@ struct Leading<'a> {
     config: &'a NodeConfig,
     outlets: &'a Outlets,
     machine: Arc<Machine>,
+    images: Arc<BootImages>,
     output: Arc<OutputPath>,
     disks: Arc<Disks>,
     node: Node,
@@ -199,7 +203,7 @@ struct Leading<'a> {
 
 /// The life of a primary whose machine runs.
 fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    let Leading { config, outlets, machine, output, disks, node, arbiter, report } = leading;
+    let Leading { config, outlets, machine, images, output, disks, node, arbiter, report } = leading;
     if config.console == Console::Stdio {
         console_input(&machine)?;
     }
@@ -227,8 +231,14 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
             },
             delta_pages: (config.delta_cache_bytes / types::PAGE_SIZE as u64) as usize,
             verify_memory: config.verify_memory,
+            power_button_ns: match &config.machine.kernel {
+                // It knows no power button.
+                config::Kernel::BuiltIn => 0,
+                config::Kernel::File(_) => POWER_BUTTON.as_nanos() as u64,
+            },
         },
         machine,
+        images,
         output,
         disks,
         node,
@@ -241,6 +251,16 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
         End::GaveUp(reason) => Exit::GaveUp { reason },
         End::Interrupted => Exit::Interrupted,
     })
+}
+
+/// What the guest boots from, at its start and at each reset.
+fn images(config: &NodeConfig) -> Result<Arc<BootImages>, NodeError> {
+    let kernel = match &config.machine.kernel {
+        config::Kernel::BuiltIn => KernelImage::Bytes(guest::IMAGE),
+        config::Kernel::File(path) => KernelImage::Path(path.clone()),
+    };
+    let boot = BootConfig { kernel, initramfs: config.machine.initramfs.clone(), cmdline: config.machine.cmdline.clone() };
+    Ok(Arc::new(BootImages::open(&boot)?))
 }
 
 /// The disks, opened and locked.

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use types::clock::monotonic_ns;
+use types::event::NodeEventKind;
 use types::{Epoch, Generation};
-use vmm::Paused;
+use vmm::{BootImages, Paused};
 
 use crate::capture;
 use crate::core::{Event, HoldReason};
@@ -24,6 +25,8 @@ pub(crate) struct EpochThread {
     pub(crate) orders: Receiver<Order>,
     pub(crate) pool: Pool,
     pub(crate) verify: bool,
+    /// What a guest that asks for a reset boots from.
+    pub(crate) images: Arc<BootImages>,
 }
 
 /// Runs until [`Order::Stop`].
@@ -92,6 +95,7 @@ impl<'m> Loop<'m> {
             },
             Order::Copy(copying) => self.copy(shared, copying),
             Order::Unlink { copying } => self.unlink(shared, copying),
+            Order::Reset => self.reset(shared),
             Order::Stop => {}
         }
     }
@@ -117,6 +121,35 @@ impl<'m> Loop<'m> {
                 self.held = None;
                 shared.machine.retry_output();
             }
+        }
+    }
+
+    /// Resets the machine. To a standby it is guest progress like any other: what the reset wrote is in the next epoch.
+    fn reset(&mut self, shared: &'m Shared) {
+        let paused = match self.held.take() {
+            Some(paused) => Ok(paused),
+            None => shared.machine.pause(),
+        };
+        let mut paused = match paused {
+            Ok(paused) => paused,
+            Err(error) => {
+                tracing::warn!(%error, "the guest could not be stopped for its reset; trying again");
+                return shared.order(Order::Reset);
+            }
+        };
+        // Several vCPUs may have asked, and one reset is for all of them.
+        if paused.reset_is_asked() {
+            if let Err(error) = paused.reset(&self.thread.images) {
+                paused.stay_stopped();
+                return shared.tell(News::Broken(format!("the guest asked for a reset and could not be booted again: {error}")));
+            }
+            (shared.report)(NodeEventKind::GuestReset);
+        }
+        self.held = Some(paused);
+        self.settle(shared);
+        if self.link.is_some() {
+            // A kernel and its initramfs were written: worth an end of the epoch before the next sample is due.
+            self.act(shared, Order::Sample);
         }
     }
 

@@ -22,7 +22,7 @@ use transport::ControlSender;
 use types::clock::monotonic_ns;
 use types::event::{NodeEventKind, Report};
 use types::{NodeId, VmId};
-use vmm::{Machine, MachineEvent};
+use vmm::{BootImages, Machine, MachineEvent};
 
 use crate::capture::CaptureBuffer;
 use crate::connect::{self, Identity, Linked};
@@ -65,6 +65,8 @@ pub struct PrimaryConfig {
     pub delta_pages: usize,
     /// Send a digest of all memory with every epoch.
     pub verify_memory: bool,
+    /// For how long a guest whose node is told to stop may shut itself down after its power button was pressed, nanoseconds; 0: it is stopped at once.
+    pub power_button_ns: u64,
 }
 
 /// Everything a primary works with.
@@ -77,6 +79,8 @@ pub struct Setup {
     pub disks: Arc<Disks>,
     /// The role machine: granted as a primary.
     pub node: Node,
+    /// What the guest boots from, should it ask for a reset.
+    pub images: Arc<BootImages>,
     /// The arbiter.
     pub arbiter: ArbiterClient,
     /// Where events go.
@@ -129,6 +133,8 @@ struct RoleThread {
     give_up_ns: Option<u64>,
     /// The gate is closed for a standby: what is recorded of disks ends by a strike-out.
     gated: bool,
+    /// Set when the guest's power button was pressed: until when the guest may shut itself down.
+    power_off_by_ns: Option<u64>,
     /// The link's mirror, until the gate closes.
     mirror: Option<Mirror>,
     news: Receiver<News>,
@@ -158,7 +164,8 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     crate::disks::attach(&shared);
     let epoch_thread = {
         let verify = setup.config.verify_memory;
-        let thread = EpochThread { shared: Arc::clone(&shared), orders, pool: Pool { free, give: give.clone() }, verify };
+        let pool = Pool { free, give: give.clone() };
+        let thread = EpochThread { shared: Arc::clone(&shared), orders, pool, verify, images: Arc::clone(&setup.images) };
         spawn("epoch", move || epoch::run(thread))?
     };
     let (wanted, wants) = bounded(1);
@@ -187,6 +194,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         machine_ended: None,
         give_up_ns: None,
         gated: false,
+        power_off_by_ns: None,
         mirror: None,
         news,
     };
@@ -279,8 +287,8 @@ impl RoleThread {
                     (self.shared.report)(line);
                 }
             }
-            if shutdown.load(Ordering::Acquire) && self.give_up_ns.is_none() {
-                self.interrupted(now);
+            if self.give_up_ns.is_none() {
+                self.heed(shutdown, now);
             }
             if self.give_up_ns.is_some_and(|at| now >= at) {
                 tracing::warn!("the arbiter did not answer in time: its record still names the standby");
@@ -289,6 +297,27 @@ impl RoleThread {
                 return;
             }
             self.look_for_standby();
+        }
+    }
+
+    /// A node that is told to stop presses its guest's power button first, where the guest may know it; told again, or when the guest takes too long, it
+    /// stops.
+    fn heed(&mut self, shutdown: &AtomicBool, now: u64) {
+        let allowed_ns = self.setup.config.power_button_ns;
+        if shutdown.load(Ordering::Acquire) {
+            if allowed_ns == 0 || self.power_off_by_ns.is_some() || self.machine_ended.is_some() {
+                return self.interrupted(now);
+            }
+            shutdown.store(false, Ordering::Release);
+            tracing::info!(
+                seconds = allowed_ns / 1_000_000_000,
+                "told to stop: the guest's power button is pressed; once more stops it at once"
+            );
+            self.setup.machine.press_power_button();
+            self.power_off_by_ns = Some(now + allowed_ns);
+        } else if self.power_off_by_ns.is_some_and(|at| now >= at) && self.machine_ended.is_none() {
+            tracing::warn!("the guest did not shut itself down in time and is stopped");
+            self.interrupted(now);
         }
     }
 
@@ -471,7 +500,7 @@ impl RoleThread {
     fn machine(&mut self, event: MachineEvent) {
         let reason = match event {
             MachineEvent::Shutdown => "the guest powered off".to_owned(),
-            MachineEvent::Reset => "the guest asked for a reset".to_owned(),
+            MachineEvent::Reset => return self.shared.order(Order::Reset),
             MachineEvent::DirtyRingFull { .. } => {
                 let pages = self.setup.config.policy.dirty_budget_pages;
                 return self.shared.raise(Event::DirtyEstimate { pages });

@@ -42,6 +42,8 @@ pub(crate) enum Order {
         /// It is lost before the gate was closed: the disks go back to where they were before the copy. Otherwise only a strike-out ends what they record.
         copying: bool,
     },
+    /// The guest asked for a reset.
+    Reset,
     /// End the thread.
     Stop,
 }

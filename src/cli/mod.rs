@@ -55,7 +55,8 @@ enum Command {
         "    --disk path=/srv/vm0.img --net tap=tap0 --cpu x86-64-v2 --console socket:/run/lockstep/vm0.console \\\n",
         "    --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
         "  lockstep run --config vm0.toml --events /run/lockstep/vm0.events\n\n",
-        "Told to stop (SIGINT, SIGTERM), a primary ends its guest: the standby does not carry on.\n",
+        "Told to stop (SIGINT, SIGTERM), a primary ends its guest: the standby does not carry on. The power button of a guest with a --kernel is pressed\n",
+        "first, and the guest has 60 s to shut itself down; told a second time, the primary stops it at once.\n",
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
     ))]
     Run(RunArguments),

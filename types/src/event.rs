@@ -115,7 +115,9 @@ pub enum NodeEventKind {
         /// What, and what to do.
         text: String,
     },
-    /// The guest ended by itself (shutdown, reset, triple fault).
+    /// The guest asked for a reset, or triple-faulted, and boots again.
+    GuestReset,
+    /// The guest ended by itself: it powered off.
     GuestStopped {
         /// How.
         reason: String,

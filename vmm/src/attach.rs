@@ -113,10 +113,10 @@ pub(crate) struct Slots<'a> {
 
 impl<'a> Slots<'a> {
     /// No device yet. The VM has its interrupt chips.
-    pub(crate) fn new(bus: Bus, vm: &'a Arc<VmFd>, buses: &'a mut Buses) -> Slots<'a> {
+    pub(crate) fn new(bus: Bus, vm: &'a Arc<VmFd>, router: &Arc<GsiRouter>, buses: &'a mut Buses) -> Slots<'a> {
         let backplane = match bus {
             Bus::Mmio => Backplane::Mmio,
-            Bus::Pci => Backplane::Pci { router: Arc::new(GsiRouter::new(Arc::clone(vm))), functions: Vec::new() },
+            Bus::Pci => Backplane::Pci { router: Arc::clone(router), functions: Vec::new() },
         };
         Slots { vm, buses, backplane, attached: Vec::new() }
     }

@@ -3,8 +3,9 @@
 //! Lives here: the table, which has this one owner because KVM takes it only whole. Not here: who raises lines. Guards S5: the table is no state; it follows from the
 //! devices' MSI-X tables and is rebuilt when these are restored.
 //!
-//! Lines 0 to 23 are the pins of the interrupt chips, as KVM lays them out by itself (arch/x86/kvm/irq_comm.c, default_routing); lines from 24 on are messages. They go to
-//! vectors in the order in which devices are made, and no guest ever sees their numbers.
+//! Lines 0 to 23 are the IOAPIC's pins, and nothing else's: KVM's own table (arch/x86/kvm/irq_comm.c, default_routing) leads the first 16 to the 8259s too, which guests are
+//! told do not exist (ACPI of reduced hardware) and so never set up; they would inject vectors 0 to 15. Lines from 24 on are messages. They go to vectors in the order
+//! in which devices are made, and no guest ever sees their numbers.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +14,8 @@ use std::{
 };
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_IRQ_ROUTES,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MAX_IRQ_ROUTES, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
 
@@ -26,8 +27,6 @@ use crate::{
     layout::LAST_PIN,
 };
 
-/// Pins of one 8259.
-const PIC_PINS: u32 = 8;
 /// First line that is a message.
 const FIRST_MESSAGE: u32 = LAST_PIN + 1;
 
@@ -44,9 +43,14 @@ struct Table {
 }
 
 impl GsiRouter {
-    /// The table as KVM has it after it made the interrupt chips: pins, and no messages.
-    pub(crate) fn new(vm: Arc<VmFd>) -> GsiRouter {
-        GsiRouter { vm, table: Mutex::default() }
+    /// Sets the table for a VM that has its interrupt chips: pins, and no messages.
+    ///
+    /// # Errors
+    /// The kernel's, when it does not take the table.
+    pub(crate) fn new(vm: Arc<VmFd>) -> io::Result<GsiRouter> {
+        let router = GsiRouter { vm, table: Mutex::default() };
+        router.route(&[])?;
+        Ok(router)
     }
 
     /// Gives out `count` lines for messages. None when KVM's table could not hold them.
@@ -81,21 +85,14 @@ impl MsiRouter for GsiRouter {
     }
 }
 
-fn pin(gsi: u32, chip: u32, pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-    entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: chip, pin };
-    entry
-}
-
-/// Every pin's route: the IOAPIC's, and the 8259s' for the first 16.
+/// Every pin's route.
 fn pins() -> Vec<kvm_irq_routing_entry> {
     (0..=LAST_PIN)
-        .flat_map(|gsi| {
-            let pic = if gsi < PIC_PINS { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
-            let old = (gsi < 2 * PIC_PINS).then(|| pin(gsi, pic, gsi % PIC_PINS));
-            [Some(pin(gsi, KVM_IRQCHIP_IOAPIC, gsi)), old]
+        .map(|pin| {
+            let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+            entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
+            entry
         })
-        .flatten()
         .collect()
 }
 
@@ -115,7 +112,7 @@ mod tests {
             Ok(kvm) => {
                 let vm = kvm.create_vm().unwrap();
                 vm.create_irq_chip().unwrap();
-                Some(GsiRouter::new(Arc::new(vm)))
+                Some(GsiRouter::new(Arc::new(vm)).unwrap())
             }
             Err(error) => {
                 assert!(!std::env::var("LOCKSTEP_REQUIRE_KVM").is_ok_and(|value| value == "1"), "{error}");
@@ -128,7 +125,7 @@ mod tests {
     #[test]
     fn every_pin_has_its_route_and_messages_come_after() {
         let entries = pins();
-        assert_eq!(entries.len(), 24 + 16);
+        assert_eq!(entries.len(), 24);
         assert!(entries.iter().all(|entry| entry.gsi <= LAST_PIN));
         assert_eq!(FIRST_MESSAGE, 24);
     }

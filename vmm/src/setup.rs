@@ -12,8 +12,8 @@ use std::{
 use crossbeam::channel::{Sender, bounded};
 use dirty_tracking::Layout;
 use kvm_bindings::{
-    CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS,
-    KvmIrqRouting, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_SREGS2, KVM_CAP_XSAVE2, KVM_PIT_SPEAKER_DUMMY, KVM_SYNC_X86_VALID_FIELDS, kvm_cpuid_entry2, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use types::block::DiskIndex;
@@ -34,7 +34,8 @@ use crate::{
         },
         worker::{DeviceWorker, Quiesced},
     },
-    layout::{KVM_PAGES, LAST_PIN},
+    interrupts::GsiRouter,
+    layout::KVM_PAGES,
     machine::{Control, Machine, Net, Phase},
     memory, raw,
     vcpu::{
@@ -119,10 +120,11 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     // Before the first vCPU: the dirty ring is enabled here.
     let tracking = dirty_tracking::prepare(&vm, config.dirty, layout.pages())?;
     create_chips(&vm)?;
+    let router = Arc::new(GsiRouter::new(Arc::clone(&vm)).map_err(VmmError::io("KVM_SET_GSI_ROUTING"))?);
     add_memory(&vm, &layout)?;
 
     let mut buses = Buses::default();
-    let mut slots = Slots::new(config.bus, &vm, &mut buses);
+    let mut slots = Slots::new(config.bus, &vm, &router, &mut buses);
     let nets = add_nets(config, &sinks, &memory, &mut slots)?;
     let disks = add_disks(&sinks, &memory, &mut slots)?;
     if config.rng {
@@ -181,21 +183,7 @@ fn create_chips(vm: &VmFd) -> Result<(), VmmError> {
     vm.set_tss_address(TSS_ADDRESS).map_err(VmmError::kvm("KVM_SET_TSS_ADDR"))?;
     vm.create_irq_chip().map_err(VmmError::kvm("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(VmmError::kvm("KVM_CREATE_PIT2"))?;
-    route_lines(vm)
-}
-
-/// Every interrupt line leads to the IOAPIC's pin of its number, and nowhere else. KVM's own table leads the first 16 to the 8259s too, which the guest is
-/// told do not exist and so never sets up: they would inject vectors 0 to 15.
-fn route_lines(vm: &VmFd) -> Result<(), VmmError> {
-    let entry = |pin: u32| {
-        let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-        entry.u.irqchip = kvm_irq_routing_irqchip { irqchip: KVM_IRQCHIP_IOAPIC, pin };
-        entry
-    };
-    let entries: Vec<_> = (0..=LAST_PIN).map(entry).collect();
-    let routing = KvmIrqRouting::from_entries(&entries).map_err(|_| VmmError::Missing("room for the interrupt routes"))?;
-    vm.set_gsi_routing(&routing).map_err(VmmError::kvm("KVM_SET_GSI_ROUTING"))
+    vm.create_pit2(pit).map_err(VmmError::kvm("KVM_CREATE_PIT2"))
 }
 
 fn add_memory(vm: &VmFd, layout: &Layout) -> Result<(), VmmError> {

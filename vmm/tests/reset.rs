@@ -178,3 +178,30 @@ fn a_generation_id_is_new_at_boot_and_when_renewed_and_stays_at_a_reset() {
     machine.renew_generation_id().unwrap();
     assert_ne!(id(&machine), first);
 }
+
+/// 32-bit code that goes to real mode and jumps to the firmware's entry, as Linux does to reboot on reduced hardware without EFI.
+fn jump_to_the_reset_vector() -> Vec<u8> {
+    // A descriptor table (null, 16-bit code with base 0x10_0000) behind the code, at 0x10_0020.
+    let mut code = vec![0x0f, 0x01, 0x15, 0x30, 0x00, 0x10, 0x00]; // lgdt [0x100030]
+    code.extend([0xea, 0x10, 0x00, 0x00, 0x00, 0x08, 0x00]); // ljmp 8:0x10
+    code.resize(0x10, 0x90);
+    code.extend([0x0f, 0x20, 0xc0, 0x24, 0xfe, 0x0f, 0x22, 0xc0]); // mov eax, cr0; and al, 0xfe; mov cr0, eax (16-bit)
+    code.extend([0xea, 0x00, 0x00, 0xff, 0xff]); // ljmp ffff:0000
+    code.resize(0x20, 0x90);
+    code.extend([0; 8]);
+    code.extend([0xff, 0xff, 0x00, 0x00, 0x10, 0x9b, 0x00, 0x00]);
+    code.extend([15, 0]);
+    code.extend(0x10_0020u32.to_le_bytes());
+    code
+}
+
+#[test]
+fn a_jump_to_the_firmwares_entry_resets_the_machine() {
+    if !kvm_is_there() {
+        return;
+    }
+    let mut machine = machine(&Arc::default(), 1);
+    machine.boot_images(&images(&jump_to_the_reset_vector())).unwrap();
+    machine.start().unwrap();
+    assert_eq!(machine.events().recv_timeout(LIMIT), Ok(MachineEvent::Reset));
+}

@@ -47,6 +47,12 @@ pub(crate) const EVENTS_GSI: u32 = layout::SCI_GSI;
 /// Sleep type of "soft off" in [`SLEEP_CONTROL`] and in the namespace's `_S5_`.
 pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
 
+/// Where a PC's firmware is entered in real mode, at ffff:0000.
+const RESET_VECTOR: u64 = places::ACPI.end - 16;
+/// What lies there: `mov al, 1; mov dx, 0x602; out dx, al`, which resets the machine, and `hlt; jmp` to it. On reduced hardware Linux reboots by EFI
+/// and, where there is none, by jumping here; it does not get to the reset register (reboot_init in arch/x86/kernel/reboot.c, efi_reboot_required).
+const RESET_CODE: [u8; 9] = [0xb0, RESET_VALUE, 0xba, RESET.to_le_bytes()[0], RESET.to_le_bytes()[1], 0xee, 0xf4, 0xeb, 0xfd];
+
 /// What a machine consists of, as its guest is to see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hardware {
@@ -88,7 +94,7 @@ pub(crate) fn ending(port: u16, data: &[u8]) -> Option<MachineEvent> {
     }
 }
 
-/// Every table with its address.
+/// Every table with its address, and the code of the reset vector.
 fn build(hardware: &Hardware) -> Vec<(u64, Vec<u8>)> {
     let mut at = TABLES;
     let mut placed = Vec::new();
@@ -106,6 +112,7 @@ fn build(hardware: &Hardware) -> Vec<(u64, Vec<u8>)> {
     let xsdt = place(tables::xsdt(&roots));
     placed.push((GENERATION_ID, hardware.generation_id.to_vec()));
     placed.push((RSDP, tables::rsdp(xsdt)));
+    placed.push((RESET_VECTOR, RESET_CODE.to_vec()));
     placed
 }
 

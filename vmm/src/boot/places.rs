@@ -12,7 +12,8 @@ pub(crate) const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// See [`CONVENTIONAL_END`].
 pub(crate) const EXTENDED_START: u64 = 0x10_0000;
 
-/// ACPI tables: in the firmware's place, where a kernel that was told nothing looks for them too (ACPI 6.5, 5.2.5.1).
+/// ACPI tables, and at the very end the reset vector: in the firmware's place, where a kernel that was told nothing looks for them too (ACPI 6.5,
+/// 5.2.5.1).
 pub(crate) const ACPI: std::ops::Range<u64> = 0xe_0000..EXTENDED_START;
 
 /// The boot data: below 640 KiB, where no kernel is loaded (checked).
