@@ -39,7 +39,7 @@ impl DiskCopies {
             for (_, copy) in &mut self.copies {
                 left += copy.next_pass()?;
             }
-            tracing::info!(pass, left, "copied disks to the standby");
+            tracing::info!(pass, blocks = parts.blocks(), left, "copied disks to the standby");
             if left <= SMALL_REST {
                 break;
             }
@@ -56,7 +56,11 @@ impl DiskCopies {
         for (_, copy) in &mut self.copies {
             copy.record()?;
         }
-        self.pass(parts)
+        let all = self.pass(parts)?;
+        if !self.copies.is_empty() {
+            tracing::info!(blocks = parts.blocks(), "the disks are copied, and their writes recorded");
+        }
+        Ok(all)
     }
 
     fn pass(&mut self, parts: &mut Parts<'_>) -> Result<bool, PrimaryError> {

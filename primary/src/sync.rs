@@ -45,7 +45,7 @@ pub(crate) struct Copying {
 /// and every write to a disk is recorded for that epoch. `false`: the link is gone.
 pub(crate) fn copy_all(shared: &Shared, pool: &Pool, copying: &Copying) -> Result<bool, PrimaryError> {
     let machine = &shared.machine;
-    let mut parts = Parts { shared, pool, copying, index: 0, sent: 0, filling: None, logged: None };
+    let mut parts = Parts { shared, pool, copying, index: 0, sent: 0, blocks: 0, filling: None, logged: None };
     let mut disks = DiskCopies::begin(shared, copying)?;
     if !disks.bulk(&mut parts)? {
         return Ok(false);
@@ -90,6 +90,8 @@ pub(crate) struct Parts<'a> {
     index: u32,
     /// Pages of memory sent.
     sent: u64,
+    /// Blocks of disks sent.
+    blocks: u64,
     /// Blocks that wait for their part to be full.
     filling: Option<CaptureBuffer>,
     /// Pages written since the round began; none while dirty pages are not tracked.
@@ -134,11 +136,17 @@ impl Parts<'_> {
         }
         if let Some(buffer) = &mut self.filling {
             buffer.push(name, data);
+            self.blocks += 1;
             if buffer.gfns.len() < self.copying.pages_per_part {
                 return Ok(true);
             }
         }
         self.flush()
+    }
+
+    /// Blocks of disks sent so far, or waiting to be.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.blocks
     }
 
     /// Sends the blocks that wait. `false`: the link is gone.

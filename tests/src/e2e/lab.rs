@@ -188,6 +188,9 @@ impl Lab {
             arguments.push(format!("--{key}").into());
             arguments.push(replaced.unwrap_or(value));
         }
+        for disk in &spec.disks {
+            arguments.extend(["--disk".into(), disk.into()]);
+        }
         if guest.verify {
             arguments.push("--verify-memory".into());
         }

@@ -7,12 +7,14 @@
 //! what; with `LOCKSTEP_REQUIRE_KVM=1` they fail instead.
 
 pub mod clients;
+pub mod disks;
 pub mod lab;
 pub mod node;
 pub mod proxy;
 pub mod watchdog;
 
 pub use clients::{Judged, Load};
+pub use disks::Image;
 pub use lab::{Guest, Lab};
 pub use node::{Node, Spec};
 pub use watchdog::Watchdog;

@@ -35,6 +35,8 @@ pub struct Spec {
     pub fault: Option<String>,
     /// The arbiter's file, if another than the lab's.
     pub arbiter: Option<OsString>,
+    /// Values of `--disk`, in order.
+    pub disks: Vec<String>,
     /// Values that replace the lab's own, by option.
     pub with: Vec<(String, String)>,
 }
@@ -51,6 +53,7 @@ impl Spec {
             tap: TAP.to_owned(),
             fault: None,
             arbiter: None,
+            disks: Vec::new(),
             with: Vec::new(),
         }
     }
@@ -65,6 +68,13 @@ impl Spec {
     #[must_use]
     pub fn dying(self, point: &str, turn: u32) -> Spec {
         Spec { fault: Some(format!("{point}:{turn}")), ..self }
+    }
+
+    /// With this image as its next disk; `more` are further keys, each with a comma before it.
+    #[must_use]
+    pub fn disk(mut self, image: &super::Image, more: &str) -> Spec {
+        self.disks.push(format!("path={}{more}", image.path().display()));
+        self
     }
 
     /// With the option `--key value` instead of the lab's.
