@@ -139,7 +139,7 @@ pub(crate) fn build(config: &MachineConfig, sinks: Sinks) -> Result<Machine, Vmm
     let fds: Vec<_> = vcpus.iter().map(AsRawFd::as_raw_fd).collect();
     let descriptors = fds.iter().copied().chain([vm.as_raw_fd()]).collect();
     let tracker = tracking.finish(Arc::clone(&vm), &layout, &fds, Arc::clone(&memory))?;
-    let kit = state_kit(&kvm, &vm, &vcpus, config.cpu, !cpu::has_xsave(&cpu_table))?;
+    let kit = state_kit(&kvm, &vm, &vcpus, config.cpu, &cpu_table)?;
     let tsc_khz = vcpus[0].get_tsc_khz().unwrap_or(0);
     // As a machine with one vCPU would have it: the number of vCPUs is told and compared by itself.
     let cpu = cpu::describe(&kvm, config.cpu, &cpu::for_vcpu(&cpu_table, 0, 1), &kit.msr_indices, tsc_khz);
@@ -274,7 +274,7 @@ fn create_vcpus(vm: &VmFd, table: &[kvm_cpuid_entry2], count: u8) -> Result<Vec<
         .collect()
 }
 
-fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], model: CpuModel, fixed_xcr0: bool) -> Result<StateKit, VmmError> {
+fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], model: CpuModel, table: &[kvm_cpuid_entry2]) -> Result<StateKit, VmmError> {
     let sync = vm.check_extension_int(Cap::SyncRegs).max(0) as u32;
     Ok(StateKit {
         msr_indices: StateKit::usable_msrs(kvm, &vcpus[0], model)?,
@@ -282,7 +282,8 @@ fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], model: CpuModel, fixed_xcr0
         sregs2: vm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
         sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,
         tsc_offset: raw::get_tsc_offset(&vcpus[0]).is_ok(),
-        fixed_xcr0,
+        fixed_xcr0: !cpu::has_xsave(table),
+        xfeatures: cpu::xfeatures(model, table),
         several: vcpus.len() > 1,
     })
 }

@@ -128,6 +128,19 @@ pub(crate) fn has_xsave(cpuid: &[kvm_cpuid_entry2]) -> bool {
     cpuid.iter().any(|entry| entry.function == 1 && entry.ecx & LEAF1_ECX_XSAVE != 0)
 }
 
+/// The parts of the XSAVE area that `model` has; `None`: whatever the host has.
+pub(crate) fn xfeatures(model: CpuModel, cpuid: &[kvm_cpuid_entry2]) -> Option<u64> {
+    /// x87 and SSE, which FXSAVE covers too.
+    const LEGACY: u64 = 0b11;
+    match model {
+        CpuModel::Host => None,
+        CpuModel::Level(_) => {
+            let state = cpuid.iter().find(|entry| (entry.function, entry.index) == (0xd, 0));
+            Some(state.map_or(0, |entry| u64::from(entry.eax) | u64::from(entry.edx) << 32) | LEGACY)
+        }
+    }
+}
+
 /// Bytes of guest-physical addresses that the guest's CPU can form; guest memory must end below.
 pub(crate) fn address_space(cpuid: &[kvm_cpuid_entry2]) -> u64 {
     let bits = cpuid.iter().find(|entry| entry.function == 0x8000_0008).map_or(36, |entry| entry.eax & 0xff);

@@ -174,6 +174,13 @@ fn a_level_hides_what_is_above_it() {
 }
 
 #[test]
+fn a_level_has_its_own_vector_state_and_the_host_all_of_it() {
+    let of = |level_| xfeatures(CpuModel::Level(level_), &level(level_, &SKYLAKE_SERVER).unwrap());
+    assert_eq!((of(CpuLevel::V2), of(CpuLevel::V3)), (Some(0b11), Some(0b111)));
+    assert_eq!(xfeatures(CpuModel::Host, &listed(&SKYLAKE_SERVER)), None);
+}
+
+#[test]
 fn a_level_contains_its_lower_ones() {
     let cpu = |level_: CpuLevel| GuestCpu { leaves: leaves(&level(level_, &ROME).unwrap()), ..GuestCpu::default() };
     assert!(cpu(CpuLevel::V3).lacks(&cpu(CpuLevel::V2)).is_empty());

@@ -85,6 +85,8 @@ pub(crate) struct StateKit {
     pub tsc_offset: bool,
     /// The guest's CPU has no XSAVE: KVM then refuses CR4.OSXSAVE, so no instruction of the guest can change XCR0 and it is read only once.
     pub fixed_xcr0: bool,
+    /// Parts of the XSAVE area that the guest's CPU model has, where the model is not the host's own.
+    pub xfeatures: Option<u64>,
     /// More than one vCPU: INIT and SIPI can arrive while a vCPU stands still.
     pub several: bool,
 }
@@ -292,6 +294,9 @@ fn set_all(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: SetTsc) -> Res
     vcpu.set_xcrs(&state.xcrs).map_err(VmmError::kvm("KVM_SET_XCRS"))?;
     let mut xsave = state.xsave.clone();
     xsave.resize(xsave.len().max(kit.xsave_size.max(raw::XSAVE_MIN).div_ceil(4)), 0);
+    if let Some(features) = kit.xfeatures {
+        keep_xfeatures(&mut xsave, features);
+    }
     raw::set_xsave(vcpu, kit.xsave_size, &xsave).map_err(VmmError::io("KVM_SET_XSAVE"))?;
     vcpu.set_debug_regs(&state.debug_regs).map_err(VmmError::kvm("KVM_SET_DEBUGREGS"))?;
     vcpu.set_lapic(&state.lapic).map_err(VmmError::kvm("KVM_SET_LAPIC"))?;
@@ -302,6 +307,17 @@ fn set_all(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: SetTsc) -> Res
     vcpu.set_mp_state(state.mp_state).map_err(VmmError::kvm("KVM_SET_MP_STATE"))?;
     vcpu.set_vcpu_events(&state.events).map_err(VmmError::kvm("KVM_SET_VCPU_EVENTS"))?;
     Ok(())
+}
+
+/// Puts parts of an XSAVE area that are not among `features` into their initial state. KVM before Linux 6.6 captures every part that the host has, and refuses
+/// one that it does not have itself, although no guest of a baseline can have used it.
+fn keep_xfeatures(xsave: &mut [u32], features: u64) {
+    /// XSTATE_BV, behind the legacy area (Intel SDM 1, 13.4.2).
+    const XSTATE_BV: usize = 512 / 4;
+    if let Some([low, high]) = xsave.get_mut(XSTATE_BV..XSTATE_BV + 2) {
+        *low &= features as u32;
+        *high &= (features >> 32) as u32;
+    }
 }
 
 fn set_msrs(vcpu: &VcpuFd, state: &VcpuState, tsc: &SetTsc) -> Result<(), VmmError> {
@@ -363,5 +379,18 @@ fn with_pdptrs(sregs: &kvm_sregs, pdptrs: [u64; 4]) -> kvm_sregs2 {
         apic_base: sregs.apic_base,
         flags: SREGS2_PDPTRS_VALID,
         pdptrs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_vector_state_that_a_model_hides_are_not_carried() {
+        let mut xsave = vec![u32::MAX; 1024];
+        keep_xfeatures(&mut xsave, 0b111);
+        assert_eq!((xsave[127], xsave[128], xsave[129], xsave[130]), (u32::MAX, 0b111, 0, u32::MAX));
+        keep_xfeatures(&mut [0; 4], 0);
     }
 }
