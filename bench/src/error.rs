@@ -33,6 +33,9 @@ pub enum BenchError {
     /// The link under test failed.
     #[error("the link of the stream benchmark: {0}")]
     Link(#[from] transport::TransportError),
+    /// A disk failed.
+    #[error("the disk benchmark: {0}")]
+    Disk(#[from] disk_buffer::DiskError),
     /// A part could not be made.
     #[error("the encoder: {0}")]
     Encode(#[from] checkpoint::EncodeError),

@@ -10,11 +10,13 @@
 //! | redis-benchmark | [`throughput`] | the same |
 //! | CPU of an idle guest | [`idle`] | the same |
 //! | replication stream | [`stream`], [`plain_tcp`] | `checkpoint` and `transport` over loopback |
+//! | disks against a plain file | [`disks`] | `disk_buffer::Disk` |
 //! | crash | [`crash`], [`probe`] | two nodes, one killed |
 
 pub mod answers;
 pub mod chart;
 pub mod crash;
+pub mod disks;
 pub mod error;
 pub mod idle;
 pub mod pause;

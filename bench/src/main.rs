@@ -14,7 +14,7 @@ use lockstep::signals;
 use lockstep_bench::error::BenchError;
 use lockstep_bench::report::Report;
 use lockstep_bench::rig::Context;
-use lockstep_bench::{answers, crash, idle, pause, stream, throughput};
+use lockstep_bench::{answers, crash, disks, idle, pause, stream, throughput};
 
 /// Measures what Lockstep costs, each figure beside a baseline of the same run.
 #[derive(Debug, Parser)]
@@ -47,6 +47,7 @@ enum Figure {
     Throughput,
     Idle,
     Stream,
+    Disks,
     Crash,
 }
 
@@ -60,6 +61,7 @@ impl Figure {
             Figure::Throughput => throughput::measure,
             Figure::Idle => idle::measure,
             Figure::Stream => stream::measure,
+            Figure::Disks => disks::measure,
             Figure::Crash => crash::measure,
         }
     }
