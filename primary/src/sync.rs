@@ -129,6 +129,11 @@ impl Parts<'_> {
 
     /// Adds a block to the part that is being filled; `data` may be short, and what is missing is zeros. `false`: the link is gone.
     pub(crate) fn put(&mut self, name: Gfn, data: &[u8]) -> Result<bool, PrimaryError> {
+        // A part names its blocks in ascending order; what was written meanwhile follows what was left of the pass before.
+        let turns_back = self.filling.as_ref().and_then(|buffer| buffer.gfns.last()).is_some_and(|last| *last >= name);
+        if turns_back && !self.flush()? {
+            return Ok(false);
+        }
         if self.filling.is_none() {
             let Some(mut buffer) = self.buffer() else { return Ok(false) };
             buffer.gfns.clear();
