@@ -8,13 +8,11 @@
 //! means that the outcome is unknown ([`ArbiterError::outcome_unknown`]). The lock goes with the process that holds it. A read needs no
 //! lock: the rename shows it either the old record or the new one. On NFS, flock works between hosts (Linux turns it into a lock at the server).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use types::VmId;
 
@@ -78,19 +76,20 @@ impl FileArbiter {
         self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    fn lock(&self) -> Result<Flock<File>, ArbiterError> {
+    /// Takes the lock; closing the file gives it back. Never unlocked in words: storage that grants locks may refuse to answer that (virtiofs
+    /// does), and a lock that is not given back must not end the arbiter's thread.
+    fn lock(&self) -> Result<File, ArbiterError> {
         let path = self.beside(".lock");
-        let mut file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| self.explain("open", &path, e))?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|e| self.explain("open", &path, e))?;
         let start = Instant::now();
         loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Ok(lock),
-                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if start.elapsed() < self.lock_wait => file = back,
-                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Interrupted => return Err(self.explain("lock", &path, e)),
+                Err(_) if start.elapsed() < self.lock_wait => {}
+                Err(_) => {
                     return Err(ArbiterError::Locked { path, waited_ms: start.elapsed().as_millis().try_into().unwrap_or(u64::MAX) });
                 }
-                Err((_, errno)) => return Err(self.explain("lock", &path, errno.into())),
             }
             std::thread::sleep(LOCK_RETRY);
         }

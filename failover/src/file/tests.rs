@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use nix::errno::Errno;
 use types::{Generation, NodeId};
 
 use super::*;

@@ -14,6 +14,7 @@ use lockstep_lab::error::chain;
 use lockstep_lab::fault::Way;
 use lockstep_lab::prepare::kernel::Series;
 use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
+use lockstep_lab::scenario::suite::{self, SuiteOptions};
 use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare};
 
 const ABOUT: &str =
@@ -31,7 +32,8 @@ A first lab:
   lockstep-lab down
 
 In a host: / is this machine's / (read-only, under an overlay in memory), /shared is one folder for all, /shared/guest has the stock guest's vmlinux,
-vmlinuz and initramfs, /dev/vda is the host's copy of the guest's root disk (ext4), /data its own file system (both outlive the host), tap0 is for the
+vmlinuz and initramfs, /dev/vda is the host's copy of the guest's root disk (ext4), /data its own file system (both outlive the host), /arbiter a folder for all hosts whose locks
+hold between them (for --arbiter file:/arbiter/vm; those of /shared do not), tap0 is for the
 guest (in br0 with eth2, the client network), eth1 is the replication network: h1 is 10.78.0.1, h2 10.78.0.2. br0 has no address.
 The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,ledger, lab.stamp=MIB.";
 
@@ -199,6 +201,18 @@ enum Cmd {
     },
     /// End the lab
     Down,
+    /// Run the scenarios (LAB_FILTER=name,name picks some), write target/lab/report.json
+    Test {
+        /// Parts of the names of those to run, separated by commas [default: LAB_FILTER, or all]
+        #[arg(long)]
+        filter: Option<String>,
+        /// Many more rounds
+        #[arg(long)]
+        soak: bool,
+        /// Of all random choices
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn host_number(text: &str) -> Result<u8, String> {
@@ -277,7 +291,27 @@ fn run(verb: Cmd) -> Result<ExitCode, LabError> {
         }
         Cmd::Heal { host, net } => ask(host, Verb::Heal { net }),
         Cmd::Down => down(&paths),
+        Cmd::Test { filter, soak, seed } => {
+            clean_up_when_interrupted()?;
+            let filter = filter.or_else(|| std::env::var("LAB_FILTER").ok()).unwrap_or_default();
+            let passed = suite::run(&paths, &SuiteOptions { filter, soak, seed }, &tell)?;
+            Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
     }
+}
+
+/// Ctrl-C ends everything that this process has started, then the process.
+fn clean_up_when_interrupted() -> Result<(), LabError> {
+    let end: &AtomicBool = lockstep::signals::shutdown_flag().map_err(LabError::io(|| "handle signals".into()))?;
+    std::thread::spawn(move || {
+        while !end.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("interrupted");
+        remove_all();
+        std::process::exit(130);
+    });
+    Ok(())
 }
 
 /// Starts the keeper in the background and waits until its hosts are ready.

@@ -1,9 +1,15 @@
 //! A lab host: a QEMU machine (TCG with emulated AMD-V) that runs a stock Debian kernel, with the real machine's root under an overlay in memory.
 //!
+//! `/arbiter` is common to all hosts too, by virtiofs, whose locks hold between hosts: the 9p server of QEMU grants every lock to everybody, so that a
+//! compare-and-swap on `/shared` would be none.
+//!
 //! What it has: `/shared` (common to all hosts and to the real machine, every write seen at once), `/dev/vda` (its copy of the stock guest's root
 //! disk), `/data` (its own file system), `br0` with `eth2`, and `tap0` in it for a guest. Disks outlive the host's death; memory does not.
 
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -38,7 +44,7 @@ const LISTENING: &str = "agent: listening";
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet mitigations=off tsc=reliable no_timer_check nokaslr audit=0 apparmor=0 panic=-1 8250.nr_uarts=1 \
      random.trust_cpu=on cryptomgr.notests=1";
 /// Run once in a host that has come up: what Lockstep finds on a real host.
-const SET_UP: &str = "ip tuntap add tap0 mode tap && ip link set tap0 master br0 up && test -c /dev/kvm";
+const SET_UP: &str = "ip tuntap add tap0 mode tap && ip link set tap0 master br0 up && test -c /dev/kvm && mountpoint -q /arbiter";
 
 /// What hosts are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,8 @@ pub struct Host {
     prepared: Arc<Prepared>,
     spawner: Arc<Spawner>,
     qemu: Option<Child>,
+    /// Serves `/arbiter`; ends by itself when QEMU does.
+    file_server: Option<Child>,
     /// How often it was started: consoles of earlier lives are kept.
     lives: u32,
 }
@@ -92,6 +100,7 @@ impl Host {
             prepared: Arc::clone(prepared),
             spawner: Arc::clone(spawner),
             qemu: None,
+            file_server: None,
             lives: 0,
         };
         for (disk, image) in [("vda", &prepared.guest_image), ("vdb", &prepared.data_disk)] {
@@ -139,7 +148,7 @@ impl Host {
             "-name",
             name,
             "-machine",
-            "q35,hpet=off",
+            "q35,hpet=off,memory-backend=memory",
             "-accel",
             "tcg,thread=multi",
             "-cpu",
@@ -155,6 +164,15 @@ impl Host {
         .map(str::to_owned)
         .to_vec();
         arguments.extend(["-smp".into(), self.options.cpus.to_string(), "-m".into(), self.options.memory_mib.to_string()]);
+        // What the file server works on must be shared memory.
+        let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.options.memory_mib);
+        arguments.extend([
+            "-object".into(),
+            memory,
+            "-chardev".into(),
+            format!("socket,id=arbiter,abstract=on,path={}", self.arbiter_socket()),
+        ]);
+        arguments.extend(["-device".into(), "vhost-user-fs-pci,chardev=arbiter,tag=arbiter".into()]);
         arguments.extend(["-kernel".into(), prepared.host.kernel.vmlinux.display().to_string()]);
         arguments.extend(["-initrd".into(), prepared.host.initramfs.display().to_string()]);
         arguments.extend(["-append".into(), format!("{KERNEL_PARAMETERS} lab.id={number} lab.mtu={REPLICATION_MTU}")]);
@@ -181,6 +199,35 @@ impl Host {
         arguments
     }
 
+    /// An abstract socket's name: it is known in the lab's own network namespace only.
+    fn arbiter_socket(&self) -> String {
+        format!("{}-arbiter", self.name)
+    }
+
+    /// Starts what serves `/arbiter`, on a socket that QEMU will connect to.
+    fn start_file_server(&mut self) -> Result<(), LabError> {
+        let io = |what: &str| {
+            let what = format!("{what} for {}", self.name);
+            LabError::io(move || what)
+        };
+        let source = self.directory.join("arbiter");
+        fs::create_dir_all(&source).map_err(io("make the arbiter's directory"))?;
+        let log = self.file("virtiofsd.log");
+        let log = File::create(&log).map_err(io("make a log"))?;
+        let bind = || SocketAddr::from_abstract_name(self.arbiter_socket()).and_then(|address| UnixListener::bind_addr(&address));
+        let listener = self.network.switch.run(bind)?.map_err(io("listen on a socket"))?;
+        let mut command = Command::new("/usr/lib/qemu/virtiofsd");
+        command.args(["--fd=0", "-f", "-o", "flock", "-o", "cache=none", "-o", "sandbox=chroot", "-o", "log_level=warn", "-o"]);
+        command.arg(format!("source={}", source.display())).stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log);
+        // One of an earlier life has ended with its QEMU; its remains are collected here.
+        if let Some(mut earlier) = self.file_server.take() {
+            let _ = earlier.kill();
+            let _ = earlier.wait();
+        }
+        self.file_server = Some(self.spawner.spawn(&self.network, |network| &network.switch, command)?);
+        Ok(())
+    }
+
     /// Switches the host on. It has nothing of an earlier life but its disks.
     ///
     /// # Errors
@@ -195,6 +242,7 @@ impl Host {
             fs::rename(&console, &earlier).map_err(LabError::io(|| format!("rename {}", console.display())))?;
         }
         self.lives += 1;
+        self.start_file_server()?;
         let log = self.file("qemu.log");
         let log = File::create(&log).map_err(LabError::io(|| format!("make {}", log.display())))?;
         let mut command = Command::new("qemu-system-x86_64");
@@ -332,8 +380,12 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Fails only when it has ended already.
+        // These fail only for what has ended already.
         let _ = self.kill();
+        if let Some(mut server) = self.file_server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Lab {
     network: Arc<Network>,
     prepared: Arc<Prepared>,
     directory: RunDir,
+    /// Where logs are kept.
+    logs: PathBuf,
 }
 
 impl Lab {
@@ -51,17 +53,19 @@ impl Lab {
         clean_stale(&runs)?;
         let directory = RunDir::make(&runs, &options.name)?;
         let (prepared, network, spawner) = (Arc::new(prepared), Arc::new(Network::new(options.hosts)?), Arc::new(Spawner::new()?));
-        let mut lab = Lab { hosts: Vec::new(), spawner, network, prepared, directory };
+        let mut lab = Lab { hosts: Vec::new(), spawner, network, prepared, directory, logs: paths.logs()? };
         lab.share_guest()?;
-        for number in 1..=options.hosts {
-            let mut host = Host::new(number, options.host, lab.directory.path(), &lab.network, &lab.prepared, &lab.spawner)?;
-            host.start()?;
-            lab.hosts.push(host);
-        }
-        for host in &mut lab.hosts {
-            host.wait_ready(READY_BOUND)?;
-        }
+        lab.switch_on(options).inspect_err(|_| drop(lab.keep_logs(&options.name)))?;
         Ok(lab)
+    }
+
+    fn switch_on(&mut self, options: &LabOptions) -> Result<(), LabError> {
+        for number in 1..=options.hosts {
+            let mut host = Host::new(number, options.host, self.directory.path(), &self.network, &self.prepared, &self.spawner)?;
+            host.start()?;
+            self.hosts.push(host);
+        }
+        self.hosts.iter_mut().try_for_each(|host| host.wait_ready(READY_BOUND))
     }
 
     /// The stock guest's kernel and initramfs as hosts find them: `/shared/guest/{vmlinux,vmlinuz,initramfs}`.
@@ -85,6 +89,14 @@ impl Lab {
     #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.directory.path().join("shared")
+    }
+
+    /// Keeps consoles, logs and events under `target/lab/logs/NAME`, for somebody to see what went wrong.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn keep_logs(&self, name: &str) -> Result<(), LabError> {
+        self.directory.keep_logs(&self.logs.join(name))
     }
 
     /// The run's directory: consoles and the like.

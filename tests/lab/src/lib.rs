@@ -16,6 +16,7 @@ pub mod paths;
 pub mod prepare;
 pub mod qmp;
 pub mod run_dir;
+pub mod scenario;
 pub mod spawner;
 
 pub use error::LabError;

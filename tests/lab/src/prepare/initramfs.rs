@@ -55,6 +55,7 @@ impl Kind {
                 "crc32c_generic?",
                 "ext4",
                 "kvm_amd",
+                "virtiofs",
                 "tun",
                 "bridge",
             ],

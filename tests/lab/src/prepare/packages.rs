@@ -13,6 +13,7 @@ const BOUND: Duration = Duration::from_secs(600);
 /// A program that the lab runs on the real machine or in hosts (whose root is the real machine's), and its package.
 const PROGRAMS: &[(&str, &str)] = &[
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
+    ("/usr/lib/qemu/virtiofsd", "qemu-system-common"),
     ("/usr/bin/qemu-img", "qemu-utils"),
     ("/usr/share/seabios/bios-256k.bin", "seabios"),
     ("/bin/busybox", "busybox-static"),

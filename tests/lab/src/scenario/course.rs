@@ -1,0 +1,191 @@
+//! A scenario's stage: a lab, a protected pair of nodes in it, and the moves that scenarios are made of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockstep::host::monotonic_ns;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use types::Generation;
+
+use super::clients::Load;
+use super::node::{GuestSpec, NODE_BOUND, Node, Part};
+use super::report::Row;
+use super::stock;
+use super::watch::{Reign, Watch, now_ns};
+use crate::error::LabError;
+use crate::host::{Host, READY_BOUND};
+use crate::lab::Lab;
+use crate::net::Network;
+
+/// How long the clients may take for some more writes after a fault. A single answer that takes 10 s is a broken connection to them.
+pub const SERVED_BOUND: Duration = Duration::from_secs(30);
+
+/// The stage.
+#[derive(Debug)]
+pub struct Course {
+    // In this order they end.
+    watch: Watch,
+    /// The node that runs the guest.
+    pub primary: Node,
+    /// The node that protects it.
+    pub standby: Node,
+    /// The machines.
+    pub lab: Lab,
+    /// What runs on the nodes.
+    pub guest: GuestSpec,
+    shared: PathBuf,
+    reigns: Vec<Reign>,
+    turn: u32,
+    random: StdRng,
+    pauses: Vec<u32>,
+}
+
+impl Course {
+    /// A standby on h2, then a primary on h1, protected when this returns. The logs of a failure are kept under `name`.
+    ///
+    /// # Errors
+    /// A node does not come that far.
+    pub fn begin(mut lab: Lab, guest: GuestSpec, seed: u64, name: &str) -> Result<Course, LabError> {
+        let hosts = lab.hosts().len() as u8;
+        let watch = Watch::start(lab.network(), hosts)?;
+        let (primary, standby) = Course::pair(&mut lab, &guest).inspect_err(|_| drop(lab.keep_logs(name)))?;
+        let (shared, reigns) = (lab.shared(), vec![(0, 1)]);
+        Ok(Course { watch, primary, standby, lab, guest, shared, reigns, turn: 1, random: StdRng::seed_from_u64(seed), pauses: Vec::new() })
+    }
+
+    fn pair(lab: &mut Lab, guest: &GuestSpec) -> Result<(Node, Node), LabError> {
+        let shared = lab.shared();
+        let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, guest, &shared)?;
+        standby.until_ready()?;
+        let mut primary = Node::start(lab.host(1)?, 2, Part::Primary, 1, guest, &shared)?;
+        primary.until_ready()?;
+        primary.until_protected()?;
+        Ok((primary, standby))
+    }
+
+    /// The networks, for those who must not hold on to the course.
+    #[must_use]
+    pub fn network(&self) -> Arc<Network> {
+        Arc::clone(self.lab.network())
+    }
+
+    /// The host that runs the guest.
+    ///
+    /// # Errors
+    /// None: it is one of the lab's.
+    pub fn primary_host(&mut self) -> Result<&mut Host, LabError> {
+        self.lab.host(self.primary.host())
+    }
+
+    /// The host that protects it.
+    ///
+    /// # Errors
+    /// None: it is one of the lab's.
+    pub fn standby_host(&mut self) -> Result<&mut Host, LabError> {
+        self.lab.host(self.standby.host())
+    }
+
+    /// Lets the guest work for a random while.
+    pub fn random_while(&mut self) {
+        let ms = self.random.random_range(200..1500);
+        std::thread::sleep(Duration::from_millis(ms));
+    }
+
+    /// A fault happens now.
+    pub fn fault(&mut self, faults_ns: &mut Vec<u64>) -> u64 {
+        faults_ns.push(monotonic_ns());
+        now_ns()
+    }
+
+    /// The standby takes over, because of a fault that happened at `since_ns`; the guest then serves, and the roles are exchanged. The standby's
+    /// place is empty until [`Self::protect_again`].
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn taken_over(&mut self, since_ns: u64, load: &Load<'_>, row: &mut Row) -> Result<Generation, LabError> {
+        let generation = self.standby.until_activated()?;
+        row.failovers += 1;
+        self.reigns.push((since_ns, self.standby.host()));
+        self.pauses.extend(self.primary.pauses());
+        std::mem::swap(&mut self.primary, &mut self.standby);
+        load.until_more(SERVED_BOUND)?;
+        Ok(generation)
+    }
+
+    /// Starts a standby on the host that has none, and waits until the guest is protected by it.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub fn protect_again(&mut self) -> Result<(), LabError> {
+        self.turn += 1;
+        let (host, peer) = (self.standby.host(), self.primary.host());
+        self.standby = Node::start(self.lab.host(host)?, peer, Part::Standby { first: false }, self.turn, &self.guest, &self.shared)?;
+        self.standby.until_ready()?;
+        self.primary.until_protected().map(drop)
+    }
+
+    /// The primary's host dies at a random moment; the standby takes over; the host comes back and protects the new primary.
+    ///
+    /// # Errors
+    /// Any of it does not come about.
+    pub fn kill_round(&mut self, load: &Load<'_>, row: &mut Row, faults_ns: &mut Vec<u64>) -> Result<(), LabError> {
+        self.random_while();
+        let before = self.clock_before()?;
+        let since = self.fault(faults_ns);
+        self.primary_host()?.kill()?;
+        row.kills += 1;
+        self.taken_over(since, load, row)?;
+        self.clock_after(before, row)?;
+        let dead = self.standby_host()?;
+        dead.start()?;
+        dead.wait_ready(READY_BOUND)?;
+        self.protect_again()?;
+        load.until_more(SERVED_BOUND)
+    }
+
+    /// A stock guest's wall clock against this machine's, before a fault: offset, its uncertainty, and when.
+    fn clock_before(&self) -> Result<Option<stock::Clock>, LabError> {
+        if self.guest.stock.is_none() { Ok(None) } else { stock::clock(self.lab.network()).map(Some) }
+    }
+
+    fn clock_after(&self, before: Option<stock::Clock>, row: &mut Row) -> Result<(), LabError> {
+        if let Some(before) = before {
+            let after = stock::clock(self.lab.network())?;
+            stock::judge_clock(before, after, row);
+        }
+        Ok(())
+    }
+
+    /// Waits until one of the nodes has won the right to go on after `before`; whether it is the standby. The roles are not exchanged.
+    ///
+    /// # Errors
+    /// Neither goes on.
+    pub fn contest(&mut self, before: Generation) -> Result<bool, LabError> {
+        let deadline = Instant::now() + NODE_BOUND;
+        loop {
+            if self.standby.activation().is_some() {
+                return Ok(true);
+            }
+            if self.primary.alone(before).is_some() {
+                return Ok(false);
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("; the primary:\n{}\nthe standby:\n{}", self.primary.log_tail(), self.standby.log_tail());
+                return Err(LabError::Late { what: "one of the nodes going on".into(), bound: NODE_BOUND, detail });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What the watch and the nodes have to say in the end, into `row`.
+    pub fn conclude(&mut self, row: &mut Row) {
+        row.double_releases = super::watch::double_releases(&self.watch.seen(), &self.reigns);
+        self.pauses.extend(self.primary.pauses());
+        self.pauses.sort_unstable();
+        let at = |part: usize| self.pauses.get(self.pauses.len().saturating_sub(1) * part / 100).copied();
+        (row.pause_us, row.pause_us_p99) = (at(50), at(99));
+        row.blackout_ms = row.blackouts_ms.iter().copied().reduce(f64::max);
+    }
+}

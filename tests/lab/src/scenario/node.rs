@@ -1,0 +1,286 @@
+//! A Lockstep node in a lab host: its command line, and the events that scenarios wait for. Not here: the host it runs on.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lockstep::demo::world::{GUEST_ADDRESS, REPLICATION_PORT};
+use types::Generation;
+use types::event::{NodeEvent, NodeEventKind, Protection, Role};
+
+use super::events::Events;
+use crate::command::tail;
+use crate::error::LabError;
+use crate::host::{Host, quoted};
+use crate::net::{Net, address};
+
+/// The guest's hardware address, by which the watch on the client network knows its frames.
+pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x10];
+/// Longest wait for anything a node does. A first copy with a disk takes ten seconds in the lab.
+pub const NODE_BOUND: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(5);
+/// Bytes of a log shown in an error.
+const SHOWN: usize = 1500;
+/// Silence after which a peer is held to be gone. Hosts under emulation on two busy cores may stand still for some hundred milliseconds.
+const DETECTION: &str = "1s";
+
+/// What runs on the nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestSpec {
+    /// For the report.
+    pub name: &'static str,
+    /// Memory.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpus: u8,
+    /// A stock kernel instead of the built-in guest.
+    pub stock: Option<Stock>,
+    /// `--verify-memory`.
+    pub verify: bool,
+}
+
+/// A stock Linux guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stock {
+    /// File in `/shared/guest`: vmlinux (PVH) or vmlinuz (bzImage).
+    pub kernel: &'static str,
+    /// With its root file system on a mirrored disk; without, it stays in its initramfs.
+    pub disk: bool,
+    /// `lab.services=`.
+    pub services: &'static str,
+}
+
+impl GuestSpec {
+    /// The key-value server that comes with Lockstep.
+    #[must_use]
+    pub fn built_in() -> GuestSpec {
+        GuestSpec { name: "built-in", memory_mib: 32, cpus: 1, stock: None, verify: false }
+    }
+
+    /// The same with all memory compared at every epoch. Little memory: a digest of 64 MiB takes a second under emulation.
+    #[must_use]
+    pub fn verified() -> GuestSpec {
+        GuestSpec { memory_mib: 16, verify: true, ..GuestSpec::built_in() }
+    }
+
+    fn machine(&self, first: bool) -> Vec<(&'static str, String)> {
+        let mac = GUEST_MAC.map(|b| format!("{b:02x}")).join(":");
+        let mut options =
+            vec![("memory", format!("{}M", self.memory_mib)), ("vcpus", self.cpus.to_string()), ("net", format!("tap=tap0,mac={mac}"))];
+        match &self.stock {
+            None => options.push(("cmdline", format!("lockstep.ip={GUEST_ADDRESS}/24 lockstep.cpus={} lockstep.quiet", self.cpus))),
+            Some(stock) => {
+                let root = if stock.disk { " lab.root=/dev/vda" } else { "" };
+                options.push(("kernel", format!("/shared/guest/{}", stock.kernel)));
+                options.push(("initramfs", "/shared/guest/initramfs".into()));
+                options.push((
+                    "cmdline",
+                    format!(
+                        "console=ttyS0 quiet panic=-1 random.trust_cpu=on lab.ip={GUEST_ADDRESS}/24{root} lab.services={}",
+                        stock.services
+                    ),
+                ));
+                if stock.disk {
+                    // The first standby's copy has nothing in common with the primary's that either could know of.
+                    let resync = if first { ",resync=full" } else { "" };
+                    options.push(("disk", format!("path=/dev/vda,log=/data/vda.lockstep{resync}")));
+                }
+            }
+        }
+        options
+    }
+}
+
+/// A node that was started. Its process may have ended since, with its host or by itself.
+#[derive(Debug)]
+pub struct Node {
+    /// `h1.2`: second node on h1.
+    pub name: String,
+    host: u8,
+    pid: u32,
+    events: Events,
+    log: std::path::PathBuf,
+}
+
+/// What a node is started as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `lockstep run`.
+    Primary,
+    /// `lockstep standby`. The first standby of a guest takes a full copy of its disks.
+    Standby {
+        /// Whether it is the first.
+        first: bool,
+    },
+}
+
+fn replication(host: u8) -> String {
+    address(Net::Replication, host).map_or_else(String::new, |ip| format!("{ip}:{REPLICATION_PORT}"))
+}
+
+impl Node {
+    /// Starts a node on `host`, whose other is host `peer`, for the `turn`th time. `shared` is where the real machine has `/shared`.
+    ///
+    /// # Errors
+    /// The host does not answer.
+    pub fn start(host: &Host, peer: u8, part: Part, turn: u32, guest: &GuestSpec, shared: &Path) -> Result<Node, LabError> {
+        let name = format!("{}.{turn}", host.name());
+        let verb = if part == Part::Primary { "run" } else { "standby" };
+        let mut options = vec![("vm", "lab".to_owned()), ("node", host.name().to_owned())];
+        options.extend(guest.machine(part == Part::Standby { first: true }));
+        options.extend([
+            ("console", format!("file:/shared/{name}.console.log")),
+            ("arbiter", "file:/arbiter/lab".to_owned()),
+            ("standby", replication(peer)),
+            ("detection-bound", DETECTION.to_owned()),
+            ("events", format!("/shared/{name}.events")),
+            ("log", "info".to_owned()),
+        ]);
+        if part != Part::Primary {
+            options.push(("listen", replication(host.number())));
+        }
+        let mut line = format!("/shared/lockstep {verb}");
+        for (key, value) in options {
+            line.push_str(&format!(" --{key} {}", quoted(&value)));
+        }
+        if guest.verify {
+            line.push_str(" --verify-memory");
+        }
+        let pid = host.spawn(&line, &format!("/shared/{name}.log"))?;
+        let events = Events::new(shared.join(format!("{name}.events")));
+        Ok(Node { log: shared.join(format!("{name}.log")), name, host: host.number(), pid, events })
+    }
+
+    /// The host it was started on.
+    #[must_use]
+    pub fn host(&self) -> u8 {
+        self.host
+    }
+
+    /// Its process number in the host.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        tail(&String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()), SHOWN).to_owned()
+    }
+
+    /// All it has told so far.
+    pub fn events(&mut self) -> &[NodeEvent] {
+        self.events.refresh();
+        &self.events.all
+    }
+
+    /// How many events it has told: a mark for [`Self::until`].
+    pub fn mark(&mut self) -> usize {
+        self.events().len()
+    }
+
+    /// Whether `pick` finds something among the events from `from` on.
+    pub fn find<T>(&mut self, from: usize, pick: impl FnMut(&NodeEvent) -> Option<T>) -> Option<T> {
+        self.events().iter().skip(from).find_map(pick)
+    }
+
+    /// Waits until `pick` finds something among the events from `from` on.
+    ///
+    /// # Errors
+    /// It does not come within `bound`.
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        from: usize,
+        bound: Duration,
+        mut pick: impl FnMut(&NodeEvent) -> Option<T>,
+    ) -> Result<T, LabError> {
+        let deadline = Instant::now() + bound;
+        loop {
+            if let Some(found) = self.find(from, &mut pick) {
+                return Ok(found);
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("; the end of its log:\n{}", self.log_tail());
+                return Err(LabError::Late { what: format!("node {}: {what}", self.name), bound, detail });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Waits until it listens, or its guest runs.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub fn until_ready(&mut self) -> Result<(), LabError> {
+        self.until("ready", 0, NODE_BOUND, |e| matches!(e.what, NodeEventKind::Ready).then_some(()))
+    }
+
+    /// Waits until it is a protected primary by its newest word.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub fn until_protected(&mut self) -> Result<Generation, LabError> {
+        let deadline = Instant::now() + NODE_BOUND;
+        loop {
+            let newest = self.events().iter().rev().find_map(|e| match e.what {
+                NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
+                _ => None,
+            });
+            if let Some((Role::Primary, Protection::Protected, generation)) = newest {
+                return Ok(generation);
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("; it is {newest:?}; the end of its log:\n{}", self.log_tail());
+                return Err(LabError::Late { what: format!("node {} protected", self.name), bound: NODE_BOUND, detail });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// The generation it activated in, if it has.
+    pub fn activation(&mut self) -> Option<Generation> {
+        self.find(0, |e| match e.what {
+            NodeEventKind::Activated { generation, .. } => Some(generation),
+            _ => None,
+        })
+    }
+
+    /// Waits until it has taken over.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub fn until_activated(&mut self) -> Result<Generation, LabError> {
+        self.until("activated", 0, NODE_BOUND, |e| match e.what {
+            NodeEventKind::Activated { generation, .. } => Some(generation),
+            _ => None,
+        })
+    }
+
+    /// Whether it goes on alone by the arbiter's word, in a generation above `above`.
+    pub fn alone(&mut self, above: Generation) -> Option<Generation> {
+        self.find(0, |e| match e.what {
+            NodeEventKind::State { role: Role::Primary, protection: Protection::Unprotected, generation, .. } if generation > above => {
+                Some(generation)
+            }
+            _ => None,
+        })
+    }
+
+    /// Waits until it has lost the right to run and stopped its guest.
+    ///
+    /// # Errors
+    /// As [`Self::until`].
+    pub fn until_fenced(&mut self) -> Result<(), LabError> {
+        self.until("fenced", 0, NODE_BOUND, |e| matches!(e.what, NodeEventKind::Fenced { .. }).then_some(()))
+    }
+
+    /// Pauses of all its epochs, microseconds.
+    pub fn pauses(&mut self) -> Vec<u32> {
+        self.events()
+            .iter()
+            .filter_map(|e| if let NodeEventKind::Samples { pause_us, .. } = &e.what { Some(pause_us.clone()) } else { None })
+            .flatten()
+            .collect()
+    }
+}

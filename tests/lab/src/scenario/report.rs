@@ -1,0 +1,89 @@
+//! What the suite writes down: one row for each scenario, in `target/lab/report.json`.
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::LabError;
+
+/// What came of one scenario.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub scenario: String,
+    /// What carries epochs.
+    pub transport: String,
+    /// What ran on the nodes.
+    pub guest: String,
+    /// Hosts that died.
+    pub kills: u32,
+    /// Times that a standby took over.
+    pub failovers: u32,
+    /// Writes that a client was told to be done.
+    pub writes_acknowledged: u64,
+    /// Of these, those that are not there in the end; and reads that showed as much.
+    pub writes_lost: u64,
+    /// Connections of clients that broke.
+    pub connections_broken: u64,
+    /// e2fsck found nothing, where there is a disk.
+    pub fsck_clean: Option<bool>,
+    /// The guest's clocks went forward, and right.
+    pub clock_ok: Option<bool>,
+    /// Frames that came from a host whose successor had spoken.
+    pub double_releases: u64,
+    /// The longest time without an answer around a fault.
+    pub blackout_ms: Option<f64>,
+    /// Median pause of all epochs.
+    pub pause_us: Option<u32>,
+    /// Why it was not run.
+    pub skipped: Option<String>,
+    /// Why it failed; none: it passed.
+    pub failed: Option<String>,
+    /// Each fault's longest time without an answer.
+    pub blackouts_ms: Vec<f64>,
+    /// 99th percentile of the pauses.
+    pub pause_us_p99: Option<u32>,
+    /// Memory compared at both ends at every epoch.
+    pub verify_memory: bool,
+    /// What it took.
+    pub seconds: f64,
+}
+
+impl Row {
+    /// One line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let Row {
+            scenario, guest, seconds, kills, failovers, writes_acknowledged, writes_lost, connections_broken, double_releases, ..
+        } = self;
+        if let Some(why) = &self.skipped {
+            return format!("SKIPPED {scenario} ({guest}): {why}");
+        }
+        let word = if self.failed.is_some() { "FAILED " } else { "passed " };
+        let blackout = self.blackout_ms.map_or_else(String::new, |ms| format!(", longest blackout {ms:.0} ms"));
+        let pause = self.pause_us.map_or_else(String::new, |us| format!(", pause {us} us"));
+        let mut line = format!(
+            "{word}{scenario} ({guest}), {seconds:.0} s: {kills} kills, {failovers} failovers, {writes_acknowledged} writes acknowledged, \
+             {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}"
+        );
+        if let Some(why) = &self.failed {
+            line.push_str(&format!("\n  {}", why.replace('\n', "\n  ")));
+        }
+        line
+    }
+}
+
+/// Writes all rows, as a whole.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, rows: &[Row]) -> Result<(), LabError> {
+    let io = || LabError::io(|| format!("write {}", path.display()));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(io())?;
+    }
+    let half = path.with_extension("half");
+    let text = serde_json::to_vec_pretty(rows).map_err(|e| io()(e.into()))?;
+    fs::write(&half, text).and_then(|()| fs::rename(&half, path)).map_err(io())
+}

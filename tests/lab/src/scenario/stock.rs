@@ -1,0 +1,104 @@
+//! What is asked of a stock guest: its clock around a failover, its memory stamps and kernel log in the end, its disk after it was switched off.
+
+use std::time::{Duration, Instant};
+
+use lockstep::demo::world::GUEST_ADDRESS;
+
+use super::course::Course;
+use super::node::NODE_BOUND;
+use super::report::Row;
+use crate::agent::Agent;
+use crate::error::LabError;
+use crate::net::Network;
+
+/// The guest's agent answers within milliseconds; after a failover, within a TCP retransmission.
+const BOUND: Duration = Duration::from_secs(10);
+/// What a failover may cost the wall clock beyond the blackout (issue 3).
+const CLOCK_MARGIN_NS: u64 = 10_000_000;
+/// Kernel messages of level error and worse that are no sign of trouble, each with its reason.
+const HARMLESS: [&str; 0] = [];
+
+/// A reading of the guest's wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    offset_ns: i64,
+    uncertain_ns: u64,
+    at: Instant,
+}
+
+/// The stock guest's agent.
+#[must_use]
+pub fn agent(network: &Network) -> Agent<'_> {
+    Agent { namespace: &network.clients, address: GUEST_ADDRESS, place: "the guest" }
+}
+
+/// Reads the guest's wall clock.
+///
+/// # Errors
+/// It does not answer.
+pub fn clock(network: &Network) -> Result<Clock, LabError> {
+    let (offset_ns, trip) = agent(network).clock_offset_ns(BOUND)?;
+    Ok(Clock { offset_ns, uncertain_ns: trip / 2, at: Instant::now() })
+}
+
+/// A failover may have moved the wall clock against the world's by no more than the blackout and the margin. The blackout is taken from the clients
+/// in the end; here the time between the two readings bounds it from above, and is far below any error worth the name.
+pub fn judge_clock(before: Clock, after: Clock, row: &mut Row) {
+    let moved = (after.offset_ns - before.offset_ns).unsigned_abs();
+    let allowed = (after.at - before.at).as_nanos() as u64 + CLOCK_MARGIN_NS + before.uncertain_ns + after.uncertain_ns;
+    row.clock_ok = Some(row.clock_ok.unwrap_or(true) && moved <= allowed);
+}
+
+/// The value of `key` among `key=value` lines.
+fn value<'a>(text: &'a str, key: &str) -> Result<&'a str, LabError> {
+    let find = text.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| *name == key);
+    find.map(|(_, value)| value).ok_or_else(|| LabError::Found(format!("the guest's probes do not tell {key}")))
+}
+
+/// Asks the guest's probes and kernel, then switches it off and has its disk checked on the host that ran it.
+///
+/// # Errors
+/// Memory or kernel log are not as they should be, or the guest cannot be asked or switched off.
+pub fn conclude(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
+    let network = course.network();
+    let guest = agent(&network);
+    let probes = guest.status(BOUND)?;
+    if value(&probes, "stamps_wrong")? != "0" || value(&probes, "stamps_verified")? == "0" {
+        return Err(LabError::Found(format!("memory stamps in the guest: {probes}")));
+    }
+    let forward = value(&probes, "clock_steps_back")? == "0" && value(&probes, "clock_readings")? != "0";
+    row.clock_ok = Some(row.clock_ok.unwrap_or(true) && forward);
+    if row.clock_ok == Some(false) {
+        return Err(LabError::Found(format!("the guest's clocks: {probes}")));
+    }
+    let errors = guest.must("dmesg -r | grep -E '^<[0-3]>' || true", BOUND)?;
+    let bad: Vec<&str> = errors.lines().filter(|line| !HARMLESS.iter().any(|known| line.contains(known))).collect();
+    if !bad.is_empty() {
+        return Err(LabError::Found(format!("the guest's kernel log: {}", bad.join(" | "))));
+    }
+    if course.guest.stock.is_some_and(|stock| stock.disk) {
+        switch_off(course, row)?;
+    }
+    Ok(())
+}
+
+fn switch_off(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
+    let network = course.network();
+    agent(&network).power_off(BOUND)?;
+    let pid = course.primary.pid();
+    let deadline = Instant::now() + NODE_BOUND;
+    let host = course.primary_host()?;
+    while host.exec(&format!("kill -0 {pid}"), BOUND)?.ok() {
+        if Instant::now() >= deadline {
+            let detail = format!("; the end of its log:\n{}", course.primary.log_tail());
+            return Err(LabError::Late { what: "the node's end after its guest was switched off".into(), bound: NODE_BOUND, detail });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let check = host.exec("e2fsck -fn /dev/vda", NODE_BOUND)?;
+    row.fsck_clean = Some(check.ok());
+    if check.ok() {
+        return Ok(());
+    }
+    Err(LabError::Found(format!("the guest's file system is not clean (e2fsck status {}): {}", check.status, check.text())))
+}
