@@ -9,12 +9,13 @@ NEEDED := ip:iproute2 gcc:gcc ld:binutils
 TEST_THREADS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test fmt clippy bench lab-up clean
+.PHONY: help setup build demo test fmt clippy bench lab-up lab-test lab-soak clean
 
 help:
 	@echo "make demo    build, then kill a primary under load and prove that nothing was lost"
 	@echo "make test    formatting, lints, and all tests (those on KVM where /dev/kvm is)"
 	@echo "make bench   measure, print the table, write target/bench/report.json and pictures"
+	@echo "make lab-test  hosts that really die, in a lab of emulated machines (as root; LAB_FILTER=name,name picks scenarios); lab-soak: longer"
 	@echo "make lab-up  two emulated hosts with stock kernels, to try things on (as root; lockstep-lab --help)"
 	@echo "make build   the release program: target/release/lockstep"
 	@echo "make clean   remove everything that was built"
@@ -63,6 +64,14 @@ bench: build
 lab-up: setup
 	$(CARGO) build --locked -p lockstep -p lockstep-lab
 	"$${CARGO_TARGET_DIR:-target}/debug/lockstep-lab" up $(LAB)
+
+# Writes target/lab/report.json. Without root it says so and skips.
+lab-test: setup
+	$(CARGO) build --locked -p lockstep -p lockstep-lab
+	"$${CARGO_TARGET_DIR:-target}/debug/lockstep-lab" test $(LAB)
+
+lab-soak: LAB += --soak
+lab-soak: lab-test
 
 clean:
 	$(CARGO) clean

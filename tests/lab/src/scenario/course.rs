@@ -181,6 +181,12 @@ impl Course {
 
     /// What the watch and the nodes have to say in the end, into `row`.
     pub fn conclude(&mut self, row: &mut Row) {
+        // On a machine too busy for heartbeats a standby may have taken over that nobody had asked: in order, as long as only one spoke.
+        if self.standby.activation().is_some() {
+            row.failovers += 1;
+            let since = self.reigns.last().map_or(0, |(since, _)| *since);
+            self.reigns.push((since, self.standby.host()));
+        }
         row.double_releases = super::watch::double_releases(&self.watch.seen(), &self.reigns);
         self.pauses.extend(self.primary.pauses());
         self.pauses.sort_unstable();
