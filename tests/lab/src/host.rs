@@ -44,7 +44,7 @@ const LISTENING: &str = "agent: listening";
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet mitigations=off tsc=reliable no_timer_check nokaslr audit=0 apparmor=0 panic=-1 8250.nr_uarts=1 \
      random.trust_cpu=on cryptomgr.notests=1";
 /// Run once in a host that has come up: what Lockstep finds on a real host.
-const SET_UP: &str = "ip tuntap add tap0 mode tap && ip link set tap0 master br0 up && test -c /dev/kvm && mountpoint -q /arbiter";
+const SET_UP: &str = "ip tuntap add tap0 mode tap && ip link set tap0 master br0 up && test -c /dev/kvm && mountpoint -q /lib/modules && mountpoint -q /arbiter";
 
 /// What hosts are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +184,7 @@ impl Host {
             format!("unix:{name}.qmp,server=on,wait=off"),
         ]);
         arguments.extend(share("root", Path::new("/"), ",readonly=on,multidevs=remap"));
-        arguments.extend(share("modules", &prepared.host.kernel.modules, ",readonly=on"));
+        arguments.extend(share("kmod", &prepared.host.kernel.modules, ",readonly=on"));
         arguments.extend(share("shared", &self.directory.join("shared"), ""));
         for net in Net::ALL {
             let (port, mac) = (net.port(number), net.mac(number));

@@ -8,7 +8,7 @@ $B mount -t 9p -o $P,ro,cache=loose root /lower || { echo "lab: no root share"; 
 $B mount -t tmpfs t /rw; $B mkdir /rw/u /rw/w
 $B mount -t overlay -o lowerdir=/lower,upperdir=/rw/u,workdir=/rw/w o /mnt
 $B mkdir -p /mnt/shared /mnt/lib/modules /mnt/run /mnt/data /mnt/arbiter
-$B mount -t 9p -o $P,ro,cache=loose modules /mnt/lib/modules
+$B mount -t 9p -o $P,ro,cache=loose kmod /mnt/lib/modules || echo "lab: no modules share"
 $B mount -t 9p -o $P,rw,cache=none shared /mnt/shared
 $B mount -t virtiofs arbiter /mnt/arbiter || echo "lab: no arbiter share"
 $B mount -t tmpfs t /mnt/run; $B mkdir -p /dev/pts /dev/shm /mnt/run/lock; $B mount -t devpts p /dev/pts; $B mount -t tmpfs t /dev/shm; $B mount -t tmpfs t /mnt/tmp
