@@ -90,6 +90,12 @@ fn share(encoder: &Encoder, pages: usize, tail: usize) -> (usize, usize, bool) {
 }
 
 impl EpochParts<'_> {
+    /// The part that was made last ends the epoch: once it is sent, the standby can commit.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
     /// Makes the next part in `out`; `false` when the last one has been made before. The arena ranges of its pieces are relative to the
     /// whole epoch's arena.
     ///

@@ -22,13 +22,13 @@
 //! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected |
 //! | the change log's medium | as the disk itself: without the log a write must not be made |
 //!
-//! A returning host's uncommitted writes are in regions that its own log marked before they were made; the resync overwrites them before its copy counts as consistent. A copy half overwritten says so
+//! What a standby applies is in regions that the primary's log marked before the epoch was sent ([`marking`]): both hosts may stop. A returning host's uncommitted writes are in regions that its own log marked before they were made; the resync overwrites them before its copy counts as consistent. A copy half overwritten says so
 //! durably before its first byte changes, and no guest starts from it.
 //!
 //! # The order of calls
 //!
 //! Primary: [`Disk::attach`] -> [`Disk::start_primary`] -> requests. A standby comes: identities are exchanged, [`plan()`], at the standby [`Disk::join`], then at the primary [`Disk::begin_copy`], passes over the
-//! [`DiskCopy`], [`DiskCopy::record`], the last regions -> in each pause [`Disk::seal`] -> [`Disk::release`] per commit, [`Disk::peer_durable`] per report. Link lost before the standby was recorded: [`Disk::unlink`]; struck out:
+//! [`DiskCopy`], [`DiskCopy::record`], the last regions -> in each pause [`Disk::seal`] and [`Disks::marking`] -> [`Marking::wait`] before the epoch's end is sent -> [`Disk::release`] per commit, [`Disk::peer_durable`] per report. Link lost before the standby was recorded: [`Disk::unlink`]; struck out:
 //! [`Disk::struck_out`]. Fenced: [`Disk::shut`].
 //!
 //! Standby: [`Disk::attach`] -> [`Disk::join`] -> [`Disk::sync_block`] -> [`Disk::stage`] and [`Disk::commit`] per epoch; [`DiskEvent::Durable`] goes to the primary -> [`Disk::activate`] after the grant, before the machine starts. From then it is a
@@ -44,6 +44,7 @@ mod hooks;
 mod identity;
 pub mod image;
 mod keeper;
+pub mod marking;
 mod options;
 pub mod plan;
 mod primary;
@@ -57,5 +58,6 @@ pub use disks::Disks;
 pub use error::{DiskError, Full};
 pub use hooks::{DiskEvent, Hooks};
 pub use identity::{CopyState, DataId, Identity};
+pub use marking::Marking;
 pub use options::{Cache, DiskOptions, Mode};
 pub use plan::{FullReason, Plan, Refusal, plan};

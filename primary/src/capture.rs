@@ -127,6 +127,8 @@ pub struct Captured {
     pub sealed: Option<net_buffer::Sealed>,
     /// What the guest changed on its disks in the epoch, in order for each disk.
     pub writes: Vec<DiskWrite>,
+    /// What of the change logs has to be durable before the epoch's end is sent.
+    pub marking: disk_buffer::Marking,
     /// Digests of all of guest memory, when asked for.
     pub memory: Option<MemoryDigest>,
     /// Stop to resumed, nanoseconds (without the time the digests took).
@@ -169,6 +171,7 @@ pub fn capture(order: &Order<'_>, buffer: CaptureBuffer, set: &mut DirtySet) -> 
             buffer,
             sealed: parts.sealed,
             writes: parts.writes,
+            marking: parts.marking,
             memory: parts.memory,
             pause_ns: parts.pause_ns,
             resumed_ns: types::clock::monotonic_ns(),
@@ -187,6 +190,7 @@ struct Parts {
     machine: MachineState,
     sealed: Option<net_buffer::Sealed>,
     writes: Vec<DiskWrite>,
+    marking: disk_buffer::Marking,
     memory: Option<MemoryDigest>,
     pause_ns: u64,
 }
@@ -201,10 +205,11 @@ fn paused(order: &Order<'_>, buffer: &mut CaptureBuffer, set: &mut DirtySet) -> 
     let memory = order.verify.then(|| digest_memory(order.machine)).transpose()?;
     let digest_time = digesting.elapsed();
     let (sealed, writes) = seal(order)?;
+    let marking = order.disks.map(Disks::marking).unwrap_or_default();
     paused.resume();
     let pause_ns = (start.elapsed() - digest_time).as_nanos() as u64;
     let writes = writes.iter().flat_map(|writes| writes.iter().cloned()).collect();
-    Ok(Parts { machine, sealed, writes, memory, pause_ns })
+    Ok(Parts { machine, sealed, writes, marking, memory, pause_ns })
 }
 
 /// The epoch's output and disk writes as they are sealed.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use checkpoint::{EncodedPart, Encoder, EncoderConfig, EpochInput, TailRef, codec, encode};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use disk_buffer::{DiskError, Marking};
 use transport::pump::LINK_POLL;
 use transport::{DataSender, Piece, RegionId, RegionRef};
 use types::Generation;
@@ -163,7 +164,7 @@ impl Sending {
 
     fn epoch(&mut self, captured: Captured) -> Result<(), PrimaryError> {
         let begin = Instant::now();
-        let Captured { machine, buffer, sealed, writes, memory, generation, epoch, .. } = captured;
+        let Captured { machine, buffer, sealed, writes, mut marking, memory, generation, epoch, .. } = captured;
         let frozen = buffer.freeze();
         let mut metas = Vec::new();
         self.machine.clear();
@@ -184,6 +185,9 @@ impl Sending {
             let mut bytes = 0;
             while parts.next_part(&mut self.part)? {
                 bytes += self.part.wire_bytes() as u64;
+                if parts.is_done() {
+                    marked(&mut marking, &self.shared, &self.poster.gone)?;
+                }
                 self.poster.post(&self.part, &frozen, &mut metas, u32::MAX)?;
                 types::fault::reach(types::fault::Point::MidSend);
             }
@@ -214,6 +218,26 @@ impl Sending {
         }
         Ok(())
     }
+}
+
+/// Waits until this host's change logs say where the epoch's writes may make the copies differ. Bounded by the link: one on which nothing is committed for too
+/// long is given up, and then nothing is sent.
+fn marked(marking: &mut Marking, shared: &Shared, gone: &AtomicBool) -> Result<(), PrimaryError> {
+    let marked = wait_marked(gone, |bound| marking.wait(bound));
+    if let Err(PrimaryError::Disk(error)) = &marked {
+        // Before the link's loss, which would have this node go on alone with a disk that takes no write.
+        shared.tell(News::DiskFailed { reason: error.to_string() });
+    }
+    marked
+}
+
+fn wait_marked(gone: &AtomicBool, mut wait: impl FnMut(Duration) -> Result<bool, DiskError>) -> Result<(), PrimaryError> {
+    while !wait(LINK_POLL)? {
+        if gone.load(Ordering::Acquire) {
+            return Err(transport::TransportError::PeerGone { cause: transport::GoneCause::ClosedHere }.into());
+        }
+    }
+    Ok(())
 }
 
 impl Poster {
@@ -259,5 +283,29 @@ impl Poster {
         let meta = self.data.register(Arc::clone(&frozen.meta))?;
         self.regions[frozen.index] = Some((arena, meta));
         Ok((arena, meta))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epochs_end_waits_for_the_change_log_and_no_longer_than_its_link() {
+        let gone = AtomicBool::new(false);
+        let mut asked = 0;
+        let wait = |_| {
+            asked += 1;
+            Ok(asked == 3)
+        };
+        wait_marked(&gone, wait).unwrap();
+        assert_eq!(asked, 3);
+        let hangs = |_| {
+            gone.store(true, Ordering::Release);
+            Ok(false)
+        };
+        assert!(matches!(wait_marked(&gone, hangs), Err(PrimaryError::Transport(_))));
+        let limits = |_| Err(DiskError::Limits("as an example"));
+        assert!(matches!(wait_marked(&AtomicBool::new(false), limits), Err(PrimaryError::Disk(_))));
     }
 }

@@ -98,6 +98,12 @@ impl Marks {
         done
     }
 
+    /// Number of the update after which everything marked so far is durably so; `None` when it is.
+    #[must_use]
+    pub fn pending(&self) -> Option<u64> {
+        self.pending.values().max().copied()
+    }
+
     /// Number of the newest update that is durable.
     #[must_use]
     pub fn durable(&self) -> u64 {

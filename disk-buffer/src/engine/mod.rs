@@ -272,6 +272,27 @@ impl Engine {
         }
     }
 
+    /// Gets its answer when every region marked so far is durably so; `None` when that is the case already. Does no I/O, never blocks. An engine that has ended hangs up.
+    #[must_use]
+    pub fn marking(&self) -> Option<Receiver<Answer>> {
+        let (answer, wait) = sync_channel(1);
+        let mut core = self.shared.lock();
+        let update = core.marks.as_ref()?.pending();
+        if core.broken {
+            return Some(wait);
+        }
+        if let Some(errno) = core.log_failed {
+            // Whatever was written since was refused here, with its region marked or not.
+            let _: Result<(), _> = answer.send(Err(errno));
+            return Some(wait);
+        }
+        // As in `mark`.
+        let id = core.queue.submit(Access::Read(0..0), Some(update?));
+        core.waiting.insert(id, Job { op: Op::Barrier, direct: false, reply: Box::new(move |result| drop(answer.send(result))) });
+        self.shared.wake(&mut core);
+        Some(wait)
+    }
+
     /// Clears those marked regions for which `same` says that both copies hold the same, durably, and no write is under way; in the file some time later. Returns how many are left.
     pub fn clear_marks(&self, mut same: impl FnMut(u32) -> bool) -> u32 {
         let mut core = self.shared.lock();

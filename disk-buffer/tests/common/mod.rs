@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use disk_buffer::disk::Tuning;
 use disk_buffer::engine::faults::{Asked, Strike};
-use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Hooks, Plan, plan};
+use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Disks, Hooks, Plan, plan};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -235,6 +235,7 @@ pub fn hand_over(copy: &mut DiskCopy, standby: &Host) -> usize {
 /// Seals, sends and commits an epoch.
 pub fn epoch(primary: &Host, standby: &Host, number: u64) {
     let sealed = primary.disk.seal(Epoch(number)).unwrap();
+    assert!(Disks::of(vec![Arc::clone(&primary.disk)]).marking().wait(BOUND).unwrap());
     standby.disk.stage(Epoch(number), sealed.to_vec()).unwrap();
     standby.disk.commit(Epoch(number)).unwrap();
     primary.disk.release(&Commit::attest(Generation(1), Epoch(number)));
