@@ -20,6 +20,7 @@ use types::{Epoch, Gfn, Output, OutputPort, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 
+use crate::backlog::Permit;
 use crate::core::Event;
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
@@ -30,8 +31,8 @@ const KEPT_EPOCHS: usize = 32;
 
 /// Work for the apply thread.
 pub(crate) enum Job {
-    /// A committed epoch, and when it was here.
-    Epoch(Box<CompleteEpoch<Slot>>, Instant),
+    /// A committed epoch, the room that its disk writes take, and when it was here.
+    Epoch(Box<CompleteEpoch<Slot>>, Permit, Instant),
     /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
     Compare(Box<MemoryDigest>, Sender<Result<(), String>>),
     /// A new primary: forget what the last one left, and say when everything before is done.
@@ -140,7 +141,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
     let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, console, output: VecDeque::new() };
     for job in jobs {
         match job {
-            Job::Epoch(complete, arrived) => applier.epoch(*complete, arrived),
+            Job::Epoch(complete, permit, arrived) => applier.epoch(*complete, permit, arrived),
             Job::Compare(theirs, answer) => {
                 let _ = answer.send(applier.compare(&theirs));
             }
@@ -166,10 +167,10 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
 }
 
 impl Applier {
-    fn epoch(&mut self, complete: CompleteEpoch<Slot>, arrived: Instant) {
+    fn epoch(&mut self, complete: CompleteEpoch<Slot>, permit: Permit, arrived: Instant) {
         let epoch = complete.epoch;
         // First: the disks work beside this thread.
-        if let Err(error) = self.write_disks(epoch, complete.tail.disks) {
+        if let Err(error) = self.write_disks(epoch, complete.tail.disks, permit) {
             self.spoilt(epoch, &error);
             return;
         }
@@ -203,12 +204,12 @@ impl Applier {
     }
 
     /// Hands the epoch's writes to the disks; waits while those have too much to do.
-    fn write_disks(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), ReplicaError> {
+    fn write_disks(&self, epoch: Epoch, writes: Vec<DiskWrite>, permit: Permit) -> Result<(), ReplicaError> {
         let disks = &self.shared.disks;
-        let written = writes.iter().map(DiskWrite::payload).sum();
-        let done = disks.stage(epoch, writes).and_then(|()| disks.commit(epoch));
-        self.shared.backlog.leave(written);
-        Ok(done?)
+        disks.stage(epoch, writes).and_then(|()| disks.commit(epoch))?;
+        // They count among what the disks themselves have queued now.
+        drop(permit);
+        Ok(())
     }
 
     fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {

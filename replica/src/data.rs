@@ -79,16 +79,16 @@ impl DataThread {
         complete.tail.check_disks(&shared.map).map_err(|error| self.refused(&error.to_string()))?;
         let memory = complete.tail.memory.clone();
         let written = complete.tail.disks.iter().map(DiskWrite::payload).sum();
-        if !shared.backlog.enter(written, LINK_POLL, || !self.gone.load(Ordering::Acquire)) {
+        let Some(permit) = shared.backlog.enter(written, LINK_POLL, || !self.gone.load(Ordering::Acquire)) else {
             return Ok(());
-        }
+        };
         if epoch == Epoch::NONE.next() {
             let (done, answered) = bounded(1);
-            shared.tell(News::FirstEpoch { link: self.link, complete, done });
+            shared.tell(News::FirstEpoch { link: self.link, complete, permit, done });
             // Answered, or dropped with the link: later epochs must not be committed before this one.
             let _ = answered.recv();
         } else {
-            shared.commit(complete, self.control.as_ref())?;
+            shared.commit(complete, permit, self.control.as_ref())?;
         }
         match memory {
             Some(memory) if self.verify_memory => self.verify(epoch, Box::new(memory)),

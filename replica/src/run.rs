@@ -24,6 +24,7 @@ use vmm::Machine;
 
 use crate::activate::activate;
 use crate::apply::{self, Job};
+use crate::backlog::Permit;
 use crate::control::{self, ControlThread};
 use crate::core::{Event, Standby};
 use crate::data::{self, DataThread};
@@ -236,8 +237,8 @@ impl RoleThread {
         match news {
             News::Linked(linked) => self.linked(linked),
             News::LinkLost { link, cause } if self.is_current(link) => self.peer_gone(cause),
-            News::FirstEpoch { link, complete, done } if self.is_current(link) => {
-                self.first_epoch(complete);
+            News::FirstEpoch { link, complete, permit, done } if self.is_current(link) => {
+                self.first_epoch(complete, permit);
                 let _ = done.send(());
             }
             News::Recorded { link, generation } if self.is_current(link) => self.raise(RoleEvent::Recorded { generation }),
@@ -255,12 +256,12 @@ impl RoleThread {
     }
 
     /// The first epoch of a link is committed here, so that the role machine knows that there is something to take over with before anybody else does.
-    fn first_epoch(&mut self, complete: CompleteEpoch<Slot>) {
+    fn first_epoch(&mut self, complete: CompleteEpoch<Slot>, permit: Permit) {
         let Some(link) = &self.link else { return };
         let control = Arc::clone(&link.control);
         let epoch: Epoch = complete.epoch;
         self.raise(RoleEvent::Committed { epoch });
-        match self.shared.commit(complete, control.as_ref()) {
+        match self.shared.commit(complete, permit, control.as_ref()) {
             Ok(Some(epoch)) => tracing::info!(%epoch, "the first epoch is committed"),
             Ok(None) => {}
             Err(cause) => self.peer_gone(cause),

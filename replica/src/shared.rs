@@ -13,7 +13,7 @@ use types::event::Report;
 use types::{Epoch, Generation};
 
 use crate::apply::Job;
-use crate::backlog::Backlog;
+use crate::backlog::{Backlog, Permit};
 use crate::core::{Action, Event, LinkFault, Standby};
 use crate::disks::Reporter;
 use crate::input::Received;
@@ -25,7 +25,7 @@ pub(crate) enum News {
     /// The link failed or broke a rule.
     LinkLost { link: u64, cause: String },
     /// The first epoch is whole; the role thread commits it, so that the role machine knows first.
-    FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, done: Sender<()> },
+    FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, permit: Permit, done: Sender<()> },
     /// The record names this standby.
     Recorded { link: u64, generation: Generation },
     /// Guest memory is of no epoch any more.
@@ -41,7 +41,7 @@ pub(crate) struct Shared {
     /// Where news of the disks go.
     pub(crate) reporter: Reporter,
     /// Disk writes that are committed and not handed on yet.
-    pub(crate) backlog: Backlog,
+    pub(crate) backlog: Arc<Backlog>,
     pub(crate) report: Report,
     staging: Mutex<Standby>,
     received: Mutex<Received>,
@@ -59,7 +59,7 @@ impl Shared {
             map,
             disks,
             reporter: Reporter::default(),
-            backlog: Backlog::default(),
+            backlog: Arc::default(),
             report,
             staging,
             received,
@@ -92,11 +92,16 @@ impl Shared {
     }
 
     /// Commits a whole epoch: says so, then hands it on to be applied. The lock is held while it is said: after the order to stop committing, which
-    /// takes the lock, nothing more is said.
+    /// takes the lock, nothing more is said. `permit` goes on with the epoch, or is given back here.
     ///
     /// # Errors
     /// The fault for which the link must be dropped, in words.
-    pub(crate) fn commit(&self, complete: CompleteEpoch<Slot>, control: &dyn ControlSender) -> Result<Option<Epoch>, String> {
+    pub(crate) fn commit(
+        &self,
+        complete: CompleteEpoch<Slot>,
+        permit: Permit,
+        control: &dyn ControlSender,
+    ) -> Result<Option<Epoch>, String> {
         let arrived = Instant::now();
         let (generation, epoch) = (complete.generation, complete.epoch);
         let mut actions = Vec::new();
@@ -122,7 +127,7 @@ impl Shared {
             self.received().committed(epoch);
             // Before the lock is let go: whoever stops the commits next finds every committed epoch in the apply thread's queue. That is unbounded, and so
             // never waits; each epoch in it holds a staging slot, which bounds it.
-            self.apply(Job::Epoch(Box::new(complete), arrived));
+            self.apply(Job::Epoch(Box::new(complete), permit, arrived));
         }
         drop(staging);
         Ok(committed.then_some(epoch))
@@ -139,5 +144,68 @@ impl Shared {
 
     pub(crate) fn tell(&self, news: News) {
         let _ = self.role.send(news);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::EpochTail;
+    use crossbeam::channel::unbounded;
+    use transport::pump::LINK_POLL;
+
+    use super::*;
+
+    struct Silent;
+
+    impl ControlSender for Silent {
+        fn send(&self, _: &[u8]) -> Result<(), transport::TransportError> {
+            Ok(())
+        }
+    }
+
+    fn complete(epoch: u64) -> CompleteEpoch<Slot> {
+        CompleteEpoch { generation: Generation(1), epoch: Epoch(epoch), parts: Vec::new(), tail: EpochTail::default() }
+    }
+
+    #[test]
+    fn room_in_the_backlog_is_given_back_by_every_epoch_that_is_not_committed() {
+        type Before = fn(&Shared);
+        let cases: [(&str, Before, u64); 3] = [
+            ("the link is lost", |shared| shared.raise(Event::LinkLost).unwrap(), 1),
+            ("commits are stopped", |shared| shared.raise(Event::StopCommitting).unwrap(), 1),
+            ("an epoch out of order", |_| {}, 7),
+        ];
+        for (what, before, epoch) in cases {
+            let (apply, jobs) = unbounded();
+            let (role, _news) = unbounded();
+            let shared = Shared::new(GuestMap::new([0..1]), Arc::default(), Arc::new(|_| {}), apply, role);
+            *shared.staging() = Standby::new(Generation(1));
+            let permit = shared.backlog.enter(1 << 20, LINK_POLL, || true).unwrap();
+            before(&shared);
+
+            let committed = shared.commit(complete(epoch), permit, &Silent);
+
+            assert!(!matches!(committed, Ok(Some(_))), "{what}");
+            assert!(jobs.is_empty(), "{what}");
+            assert_eq!(shared.backlog.waiting(), 0, "{what}");
+        }
+    }
+
+    #[test]
+    fn room_in_the_backlog_is_given_back_by_news_and_jobs_that_nobody_takes() {
+        let (apply, jobs) = unbounded();
+        let (role, news) = unbounded();
+        let shared = Shared::new(GuestMap::new([0..1]), Arc::default(), Arc::new(|_| {}), apply, role);
+        *shared.staging() = Standby::new(Generation(1));
+        let enter = || shared.backlog.enter(1, LINK_POLL, || true).unwrap();
+        shared.commit(complete(1), enter(), &Silent).unwrap();
+        let (done, _answered) = crossbeam::channel::bounded(1);
+        shared.tell(News::FirstEpoch { link: 1, complete: complete(1), permit: enter(), done });
+        assert_eq!(shared.backlog.waiting(), 2);
+
+        drop(news.recv());
+        drop(jobs.recv());
+
+        assert_eq!(shared.backlog.waiting(), 0);
     }
 }
