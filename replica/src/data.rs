@@ -15,6 +15,7 @@ use types::{Epoch, Generation};
 
 use crate::apply::{Job, Writer};
 use crate::core::Event;
+use crate::greet::Alive;
 use crate::shared::{News, Shared};
 
 /// What the thread is made from.
@@ -29,6 +30,8 @@ pub(crate) struct DataThread {
     pub(crate) writer: Writer,
     /// Says when nothing of an earlier link is left to be applied: the first copy goes to memory directly and must come after it.
     pub(crate) ready: Receiver<()>,
+    /// Let go when this thread has ended: a new link's copy begins after that.
+    pub(crate) alive: Alive,
 }
 
 /// Runs until the link fails or is not wanted any more.
@@ -42,6 +45,8 @@ pub(crate) fn run(mut thread: DataThread, mut receiver: Box<dyn DataReceiver>) {
     }
     let gone = Arc::clone(&thread.gone);
     let cause = receive_until(&gone, |poll| receiver.receive(poll), |slot| thread.take(slot, &mut assembler));
+    // Nothing is written any more.
+    drop(thread.alive);
     if let Some(cause) = cause {
         thread.shared.tell(News::LinkLost { link: thread.link, cause });
     }

@@ -3,13 +3,14 @@
 //! Lives here: Hello and its answers. Not here: bytes that are not the protocol (the transport's listener closes those). Guards S5 (a state is only taken from a machine
 //! of the same shape) and S7 (a stranger is refused with a reason, and costs a bounded time).
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use checkpoint::GuestShape;
 use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
-use crossbeam::channel::bounded;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use transport::tcp::Listener;
 use transport::{Geometry, Staging, StandbyLink, StandbyPending};
 use types::{Generation, NodeId, VmId};
@@ -31,6 +32,27 @@ const DRAIN: Duration = Duration::from_secs(3);
 pub(crate) struct Linked {
     pub(crate) hello: Hello,
     pub(crate) link: StandbyLink,
+    /// Goes with the link's data thread.
+    pub(crate) alive: Alive,
+}
+
+/// Held by whoever may still write what came over a link into this standby's memory and disks. Nothing is ever sent.
+pub(crate) type Alive = Sender<Infallible>;
+
+/// The links so far, as the greeter sees them.
+#[derive(Default)]
+struct Earlier {
+    /// Reserved with the first link, and used for all.
+    staging: Option<Arc<Staging>>,
+    /// Ends when nothing of the newest link is written any more.
+    writes: Option<Receiver<Infallible>>,
+}
+
+impl Earlier {
+    /// Waits until no thread of an earlier link writes; `false`: one still does at `until`.
+    fn over(&self, until: Instant) -> bool {
+        self.writes.as_ref().is_none_or(|writes| matches!(writes.recv_deadline(until), Err(RecvTimeoutError::Disconnected)))
+    }
 }
 
 /// Who this standby is, and whether it can be linked to.
@@ -50,13 +72,13 @@ pub(crate) struct Door {
 
 /// Runs until the door is closed for good.
 pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
-    let mut staging = None;
+    let mut earlier = Earlier::default();
     while !door.closed.load(Ordering::Acquire) {
         match listener.accept(POLL) {
             Ok(None) => {}
             Ok(Some(pending)) => {
                 let peer = pending.peer.clone();
-                if let Err(error) = meet(shared, door, pending, &mut staging) {
+                if let Err(error) = meet(shared, door, pending, &mut earlier) {
                     tracing::warn!(peer, %error, "a primary could not be linked");
                 }
             }
@@ -68,7 +90,7 @@ pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
     }
 }
 
-fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, staging: &mut Option<Arc<Staging>>) -> Result<(), ReplicaError> {
+fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut Earlier) -> Result<(), ReplicaError> {
     let Some(bytes) = pending.control_rx.receive(HELLO)? else {
         return refuse(pending, "no Hello came in time".to_owned());
     };
@@ -84,26 +106,33 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, staging: &mut
         Ok(agreed) => agreed,
         Err(error) => return refuse(pending, error.to_string()),
     };
-    // What an earlier primary committed is on its way to the disks until this is answered.
+    // First the thread that takes an earlier link's parts: it may be writing one of a first copy, to whatever copy there is. Then the one behind it: what an earlier primary committed is on
+    // its way to the disks until this is answered.
+    let until = Instant::now() + DRAIN;
     let (done, drained) = bounded(1);
-    shared.apply(Job::Forget(done));
-    if drained.recv_timeout(DRAIN).is_err() {
+    let over = earlier.over(until) && {
+        shared.apply(Job::Forget(done));
+        drained.recv_deadline(until).is_ok()
+    };
+    if !over {
         return refuse(pending, "this standby still applies what its last primary sent; its disks are slow".to_owned());
     }
     // Durably before the answer: from the Welcome on the primary may change what is here.
     if let Err(error) = shared.disks.join(&plans, &primary) {
         return refuse(pending, error.to_string());
     }
-    let staging = match staging {
+    let staging = match &mut earlier.staging {
         Some(staging) => Arc::clone(staging),
-        None => Arc::clone(staging.insert(Staging::new(door.geometry)?)),
+        staging => Arc::clone(staging.insert(Staging::new(door.geometry)?)),
     };
     let Geometry { slots, slot_bytes } = door.geometry;
     let welcome = Welcome { node: door.node.clone(), slots, slot_bytes, disks: own };
     pending.control_tx.send(&message::encode(&Message::Welcome(welcome))?)?;
     let link = pending.open_data(staging)?;
     door.open.store(false, Ordering::Release);
-    shared.tell(News::Linked(Linked { hello, link }));
+    let (alive, writes) = bounded(0);
+    earlier.writes = Some(writes);
+    shared.tell(News::Linked(Linked { hello, link, alive }));
     Ok(())
 }
 
@@ -221,6 +250,19 @@ mod tests {
             let objection = objection(&door(), &hello).unwrap();
             assert!(objection.contains(word), "{objection}");
         }
+    }
+
+    #[test]
+    fn a_new_link_waits_for_whoever_still_writes_for_the_last_one() {
+        let mut earlier = Earlier::default();
+        assert!(earlier.over(Instant::now()), "the first link");
+        let (alive, writes) = bounded(0);
+        earlier.writes = Some(writes);
+        assert!(!earlier.over(Instant::now() + Duration::from_millis(1)));
+
+        let writer = std::thread::spawn(move || drop::<Alive>(alive));
+        assert!(earlier.over(Instant::now() + DRAIN));
+        writer.join().unwrap();
     }
 
     #[test]

@@ -300,7 +300,7 @@ impl RoleThread {
     }
 
     fn linked(&mut self, linked: Linked) {
-        let Linked { hello, link } = linked;
+        let Linked { hello, link, alive } = linked;
         if self.link.is_some() || !self.node.accepts_primary() {
             return;
         }
@@ -323,6 +323,7 @@ impl RoleThread {
             verify_memory: self.config.verify_memory,
             writer: apply::Writer::new(Arc::clone(self.machine.memory()), Arc::clone(&self.shared.disks), self.shared.map.clone()),
             ready,
+            alive,
         };
         self.shared.reporter.point(Some((generation, Arc::clone(&link.control_tx))));
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone) };

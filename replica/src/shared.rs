@@ -178,7 +178,7 @@ mod tests {
         for (what, before, epoch) in cases {
             let (apply, jobs) = unbounded();
             let (role, _news) = unbounded();
-            let shared = Shared::new(GuestMap::new([0..1]), Arc::default(), Arc::new(|_| {}), apply, role);
+            let shared = Shared::new(GuestMap::new(std::iter::once(0..1)), Arc::default(), Arc::new(|_| {}), apply, role);
             *shared.staging() = Standby::new(Generation(1));
             let permit = shared.backlog.enter(1 << 20, LINK_POLL, || true).unwrap();
             before(&shared);
@@ -195,7 +195,7 @@ mod tests {
     fn room_in_the_backlog_is_given_back_by_news_and_jobs_that_nobody_takes() {
         let (apply, jobs) = unbounded();
         let (role, news) = unbounded();
-        let shared = Shared::new(GuestMap::new([0..1]), Arc::default(), Arc::new(|_| {}), apply, role);
+        let shared = Shared::new(GuestMap::new(std::iter::once(0..1)), Arc::default(), Arc::new(|_| {}), apply, role);
         *shared.staging() = Standby::new(Generation(1));
         let enter = || shared.backlog.enter(1, LINK_POLL, || true).unwrap();
         shared.commit(complete(1), enter(), &Silent).unwrap();
