@@ -5,7 +5,7 @@
 //! gate from ring 3 to ring 0 (see `cpu`). Not here: anything in Rust that runs.
 //!
 //! Fixed addresses (checked by `link.ld`): stubs at 0x200000, 16 bytes per vector; per-CPU blocks at 0x400000, a page each:
-//! offset 0 interrupt counter, 0x40 kvmclock structure, 0x100 TSS with an I/O bitmap for ports 0-0x3ff, ring-0 stack down from the end.
+//! offset 0 interrupt counter, 0x40 kvmclock structure, 0x100 TSS with an I/O bitmap for ports 0-0x7ff, ring-0 stack down from the end.
 
 use core::arch::global_asm;
 
@@ -230,8 +230,8 @@ exception:                  /* save what is needed and go on in ring 3, in trap.
     .long 0                                       /* TSS */
     .quad {percpu} + (cpu + 1) * 4096             /* rsp0 */
     .fill 0x66 - 12, 1, 0
-    .word 0x68                                    /* I/O bitmap: ports 0-0x3ff allowed */
-    .fill 128, 1, 0
+    .word 0x68                                    /* I/O bitmap: ports 0-0x7ff allowed */
+    .fill 256, 1, 0
     .byte 0xff
     .balign 4096
     .set cpu, cpu + 1
@@ -280,7 +280,7 @@ gdt:
     .quad 0
 .set cpu, 0
 .rept {cpus}                        /* 0x40: one TSS per vCPU */
-    .word 0xe8
+    .word 0x168
     .word (cpu * 4096 + 0x100) & 0xffff
     .byte ({percpu} + cpu * 4096) >> 16
     .byte 0x89, 0, ({percpu} >> 24)

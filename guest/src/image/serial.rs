@@ -13,8 +13,14 @@ const MOST_POLLS: u32 = 1000;
 
 /// Writes a byte to an I/O port.
 pub fn out8(port: u16, value: u8) {
-    // SAFETY: ports 0-0x3ff are open to ring 3; the callers name the serial port and the i8042 reset line, which do not touch memory.
+    // SAFETY: ports 0-0x7ff are open to ring 3; the callers name the serial port and the i8042 reset line, which do not touch memory.
     unsafe { core::arch::asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// Writes 16 bits to an I/O port.
+pub fn out16(port: u16, value: u16) {
+    // SAFETY: as in `out8`; the caller names the power management port.
+    unsafe { core::arch::asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Reads a byte from an I/O port.

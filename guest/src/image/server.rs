@@ -37,6 +37,9 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(300);
 const MOST_JUMP_NS: u64 = 1_000_000_000;
 /// Sleep while the transmit queue is full: it also ends with an interrupt, this only bounds it.
 const FULL_QUEUE_NS: u64 = 10_000_000;
+/// The power management port, and the bit in it that ends the machine: where QEMU's machines and Lockstep's have it.
+const POWER_PORT: u16 = 0x604;
+const POWER_OFF: u16 = 1 << 13;
 /// Time between SHUTDOWN's reply and the end, for the reply to be committed and released.
 const SHUTDOWN_NS: u64 = 100_000_000;
 /// An armed timer that fires this much before a later deadline is left alone: it costs less than setting it anew.
@@ -212,7 +215,8 @@ pub fn run(parameters: &Parameters, layout: &Layout, mut net: Net, disks: Vec<Di
         if service.shutdown {
             let now = service.machine.clock.now();
             if now >= *shutdown_at.get_or_insert(now + SHUTDOWN_NS) {
-                // The keyboard controller's reset line: the VMM's sign for an end on purpose.
+                serial::out16(POWER_PORT, POWER_OFF);
+                // A VMM without that port takes the keyboard controller's reset line for the end (QEMU's microvm with -no-reboot, Firecracker).
                 serial::out8(0x64, 0xfe);
                 cpu::stop();
             }
