@@ -290,7 +290,7 @@ impl Disk {
             return Ok(());
         }
         let mut pressure = false;
-        {
+        let ended = {
             let mut state = inner.lock();
             if state.guest >= REQUESTS_MAX {
                 state.starved = true;
@@ -310,8 +310,12 @@ impl Disk {
                     }
                 })
             };
-            // Under the state's lock, so that the engine's order is the record's. A request to an engine that has ended is never answered: it stays in flight.
-            drop(inner.engine.submit(as_op(op), Way { direct: true, mark: true }, reply));
+            // Under the state's lock, so that the engine's order is the record's.
+            inner.engine.submit(as_op(op), Way { direct: true, mark: true }, reply).err()
+        };
+        if let Some(reply) = ended {
+            // As the engine answered what it had when it ended; not under the lock, which the answer takes.
+            reply(Err(libc::EIO));
         }
         if pressure && let Some(hooks) = inner.hooks() {
             (hooks.pressure)();
@@ -563,3 +567,7 @@ fn as_op(op: BlockOp) -> Op {
         BlockOp::WriteZeroes { offset, len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
     }
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;
