@@ -1,6 +1,8 @@
 //! What a disk does in states that its outside cannot bring about at will.
 
 use super::*;
+use crate::engine::faults::{Asked, Strike};
+use crate::plan::{FullReason, Plan};
 
 const BYTES: u64 = 4 << 20;
 
@@ -29,4 +31,43 @@ fn a_request_to_an_engine_that_has_ended_is_answered_with_an_error() {
     let error = |tag| BlockDone { tag, result: Err(BlockError::Io(libc::EIO)) };
     assert_eq!(done, [error(7), error(8)]);
     assert_eq!(disk.inner.lock().guest, 0);
+}
+
+#[test]
+fn a_standbys_copy_that_fails_while_it_is_settled_is_never_called_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = options(directory.path());
+    let held = Arc::new((Mutex::new(true), Condvar::new()));
+    let (hold, bell) = (Arc::clone(&held), Arc::clone(&held));
+    let faults = move |asked| match asked {
+        Asked::Write(..) => {
+            drop(hold.1.wait_while(hold.0.lock().unwrap(), |held| *held).unwrap());
+            Strike::Fail(libc::ENOSPC)
+        }
+        _ => Strike::Pass,
+    };
+    let disk = Disk::open_with(DiskIndex(0), &options, Tuning { faults: Some(Arc::new(faults)), ..Tuning::default() }).unwrap();
+    let primary = Identity { id: DataId(1), current: DataId(2), ..disk.identity().unwrap() };
+    disk.join(&Plan::Full(FullReason::Empty), &primary).unwrap();
+    while disk.inner.engine.in_flight() > 0 {
+        std::thread::yield_now();
+    }
+    disk.sync_block(0, Some(&[1; 4096])).unwrap();
+    disk.stage(Epoch(1), Vec::new()).unwrap();
+    disk.commit(Epoch(1)).unwrap();
+    // The first epoch is there, and the keeper's flush waits behind the copy's write.
+    while disk.inner.engine.in_flight() < 2 {
+        std::thread::yield_now();
+    }
+
+    *bell.0.lock().unwrap() = false;
+    bell.1.notify_all();
+    while !matches!(disk.inner.lock().phase, Phase::Failed(_)) {
+        std::thread::yield_now();
+    }
+    // With its keeper, which finishes what it had begun.
+    drop(disk);
+
+    let again = Disk::open(DiskIndex(0), &options).unwrap();
+    assert_eq!(again.identity().unwrap().state, CopyState::Copying);
 }

@@ -363,6 +363,8 @@ impl Inner {
                 return;
             }
             state.phase = Phase::Failed(Arc::clone(&error));
+            // What the keeper has begun is void: it must not write down that this copy follows.
+            state.session += 1;
         }
         self.changed.notify_all();
         tracing::error!(disk = %self.index, %error, what, "this standby's disk failed; it will not be activated");
