@@ -85,7 +85,7 @@ pub(crate) struct State {
     pub(crate) parked: Vec<(u64, i32)>,
     /// Epoch and settling in which a region was last written, since the first epoch.
     pub(crate) last_written: HashMap<u32, (Epoch, u64)>,
-    /// Newest epoch that the standby reported durable.
+    /// Newest epoch that the standby reported durable; perhaps not committed here yet.
     pub(crate) peer_durable: Epoch,
     /// What the keeper has done of it.
     pub(crate) peer_settled: Epoch,

@@ -60,8 +60,9 @@ pub(crate) fn run(disk: &Arc<Inner>) {
                         current: following.current,
                     })
                 }
-                Phase::Protected(_) if state.peer_durable > state.peer_settled => {
-                    Some(Task::Clear { epoch: state.peer_durable, first: state.peer_settled == Epoch::NONE })
+                Phase::Protected(record) if state.peer_durable.min(record.released()) > state.peer_settled => {
+                    let epoch = state.peer_durable.min(record.released());
+                    Some(Task::Clear { epoch, first: state.peer_settled == Epoch::NONE })
                 }
                 // What was too hot to be cleared the last time may have cooled.
                 Phase::Protected(_)

@@ -140,9 +140,10 @@ impl Disk {
     pub fn peer_durable(&self, epoch: Epoch) {
         let inner = &self.inner;
         let mut state = inner.lock();
-        if let Phase::Protected(record) = &state.phase {
-            // Whatever the other host says, it cannot have what was not committed.
-            let epoch = epoch.min(record.released());
+        if let Phase::Recording(record) | Phase::Protected(record) = &state.phase {
+            // Whatever the other host says, it cannot have what was not sealed. It may have what is not committed here yet: the keeper waits for that, and a guest that is quiet from now on gives no
+            // occasion for another report.
+            let epoch = epoch.min(record.sealed());
             state.peer_durable = state.peer_durable.max(epoch);
             inner.changed.notify_all();
         }

@@ -173,6 +173,12 @@ impl Record {
         self.last_released = self.last_released.max(epoch);
     }
 
+    /// Newest epoch that was sealed, and not given up.
+    #[must_use]
+    pub fn sealed(&self) -> Epoch {
+        self.last_sealed
+    }
+
     /// Newest epoch whose commit was given.
     #[must_use]
     pub fn released(&self) -> Epoch {

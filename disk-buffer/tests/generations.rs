@@ -228,3 +228,26 @@ fn epochs_and_blocks_that_do_not_fit_are_refused() {
     assert!(matches!(standby.disk.stage(Epoch(2), vec![beyond]), Err(DiskError::OutOfRange { .. })));
     assert!(matches!(primary.disk.stage(Epoch(2), vec![]), Err(DiskError::Phase { .. })));
 }
+
+#[test]
+fn a_report_that_overtakes_its_epochs_commit_is_not_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, two) = (Medium::new(directory.path(), "one", BYTES), Medium::new(directory.path(), "two", BYTES));
+    let (primary, standby) = (one.open(), two.open());
+    primary.disk.start_primary().unwrap();
+    primary.write(MIB, 0x11, 4096);
+    let (_, mut copy) = join(&primary, &standby);
+    hand_over(&mut copy, &standby);
+    copy.record().unwrap();
+    hand_over(&mut copy, &standby);
+    let sealed = primary.disk.seal(Epoch(1)).unwrap();
+    standby.disk.stage(Epoch(1), sealed.to_vec()).unwrap();
+    standby.disk.commit(Epoch(1)).unwrap();
+    standby.wait_durable(1);
+
+    primary.disk.peer_durable(Epoch(1));
+    primary.disk.release(&types::Commit::attest(types::Generation(1), Epoch(1)));
+
+    // The guest writes nothing more, so nothing more is reported.
+    primary.wait_cleared();
+}
