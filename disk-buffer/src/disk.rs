@@ -95,6 +95,8 @@ pub(crate) struct State {
     pub(crate) unsettled: bool,
     /// Links so far: what belongs to an earlier one counts no more.
     pub(crate) session: u64,
+    /// The standby was struck out and no data generation could be begun for it: none is told of this copy, and none joins it, before that is made good.
+    pub(crate) outdated: bool,
     /// The role is being changed, header first: the keeper begins nothing.
     pub(crate) turning: bool,
     pub(crate) overwrite: bool,
@@ -197,6 +199,7 @@ impl Disk {
             ticks: 0,
             unsettled: false,
             session: 0,
+            outdated: false,
             turning: false,
             overwrite: options.overwrite,
             stop: false,
@@ -250,9 +253,13 @@ impl Disk {
     /// What this copy is, to be told to the other host.
     ///
     /// # Errors
-    /// When it has to be looked at whether the image is empty, and it cannot be read.
+    /// When it has to be looked at whether the image is empty, and it cannot be read; when a data generation that is due since a strike-out still cannot be written down.
     pub fn identity(&self) -> Result<Identity, DiskError> {
         let inner = &self.inner;
+        if inner.lock().outdated {
+            inner.update_header(|header| header.current = DataId::random())?;
+            inner.lock().outdated = false;
+        }
         let overwrite = inner.lock().overwrite;
         let header = inner.lock_log().as_ref().map(|log| *log.header());
         let unknown = header.is_none_or(|header| header.id == DataId::NONE);

@@ -71,3 +71,26 @@ fn a_standbys_copy_that_fails_while_it_is_settled_is_never_called_whole() {
     let again = Disk::open(DiskIndex(0), &options).unwrap();
     assert_eq!(again.identity().unwrap().state, CopyState::Copying);
 }
+
+#[test]
+fn no_standby_joins_until_the_line_of_writes_without_the_last_one_has_a_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = Disk::open(DiskIndex(0), &options(directory.path())).unwrap();
+    disk.start_primary().unwrap();
+    let before = disk.identity().unwrap();
+    let fd = disk.inner.lock_log().as_ref().unwrap().fd();
+    let log = std::fs::OpenOptions::new().read(true).write(true).open(directory.path().join("image.lockstep")).unwrap();
+    let blind = std::fs::File::open(directory.path().join("image.lockstep")).unwrap();
+    // SAFETY: dup2(2) between descriptors that are open; the log's is of the same file before and after.
+    let becomes = |file: &std::fs::File| assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), fd) }, fd);
+
+    becomes(&blind);
+    assert!(disk.struck_out().is_err());
+    assert!(disk.identity().is_err(), "it is told to nobody");
+    let standby = Identity { id: DataId::NONE, current: DataId::NONE, ..before.clone() };
+    assert!(matches!(disk.begin_copy(&Plan::Full(FullReason::Empty), &standby), Err(DiskError::Failed { .. })));
+
+    becomes(&log);
+    assert_ne!(disk.identity().unwrap().current, before.current);
+    disk.begin_copy(&Plan::Full(FullReason::Empty), &standby).unwrap();
+}

@@ -68,6 +68,10 @@ impl Disk {
             if !matches!(state.phase, Phase::Alone) {
                 return Err(inner.wrong_phase("copying it", &state));
             }
+            if state.outdated {
+                let source = std::io::Error::other("no data generation was begun since the last standby was struck out");
+                return Err(DiskError::Failed { disk: inner.index, what: "writing the change log", source });
+            }
             state.phase = Phase::Copying(RegionSet::new(inner.info_bytes()));
             state.session += 1;
             state.session
@@ -163,7 +167,7 @@ impl Disk {
     /// The standby is struck out of the record, and no other node can ever activate: begins a data generation, durably, answers what had failed, and runs alone.
     ///
     /// # Errors
-    /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason.
+    /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason; no standby joins before [`Disk::identity`] has made it good.
     pub fn struck_out(&self) -> Result<(), DiskError> {
         let inner = &self.inner;
         let state = inner.lock();
@@ -172,7 +176,14 @@ impl Disk {
         }
         // Before anything is released without the standby: two lines that grow apart must be told from each other.
         let mut ended = Ended::default();
-        let begun = inner.turn(state, |header| header.current = DataId::random(), |state, _| ended = end_link(state));
+        let begun = inner.turn(
+            state,
+            |header| header.current = DataId::random(),
+            |state, written| {
+                state.outdated = !written;
+                ended = end_link(state);
+            },
+        );
         for (tag, errno) in ended.parked {
             inner.answer(tag, Err(BlockError::Io(errno)));
         }
