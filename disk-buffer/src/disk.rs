@@ -269,6 +269,8 @@ impl Disk {
             bytes: inner.info.bytes,
             mode: inner.mode,
             read_only: inner.info.read_only,
+            serial: inner.info.serial,
+            logical_block: inner.info.logical_block,
             current: header.current,
             base: header.base,
             joining: header.joining,

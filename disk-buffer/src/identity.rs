@@ -55,17 +55,24 @@ pub enum CopyState {
     Copying,
 }
 
+/// Bytes of a serial number (virtio 1.2, section 5.2.6.1).
+pub const SERIAL_BYTES: usize = 20;
+
 /// One host's copy, as told to the other host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The disk, the same on every host that has a copy. [`DataId::NONE`]: never used by Lockstep.
     pub id: DataId,
-    /// Size.
+    /// Size. This and the next but `mode` are what the guest sees: it must find the same after a failover.
     pub bytes: u64,
     /// Whose copies there are.
     pub mode: Mode,
     /// The guest cannot write to it: then `content` counts and nothing else.
     pub read_only: bool,
+    /// Serial number as the guest reads it.
+    pub serial: [u8; SERIAL_BYTES],
+    /// Smallest unit that the guest addresses.
+    pub logical_block: u32,
     /// The line of writes that the content belongs to.
     pub current: DataId,
     /// What the other copy had when the regions not marked were last the same.

@@ -54,6 +54,24 @@ pub enum Refusal {
     /// One may be written to, the other not.
     #[error("the disk is read-only at one host and not at the other; give `readonly` at both or at neither")]
     ReadOnlyDiffers,
+    /// The guest would read another serial number after a failover.
+    #[error("the disk's serial number is {primary:?} at the primary and {standby:?} at the standby; give both the same serial=")]
+    OtherSerial {
+        /// At the primary.
+        primary: String,
+        /// At the standby.
+        standby: String,
+    },
+    /// The guest would find sectors of another size after a failover.
+    #[error(
+        "the disk has blocks of {primary} bytes at the primary and of {standby} at the standby; use the same version of Lockstep on both hosts"
+    )]
+    OtherBlock {
+        /// At the primary.
+        primary: u32,
+        /// At the standby.
+        standby: u32,
+    },
     /// Read-only disks with different content.
     #[error("the read-only disks of the two hosts have different content; copy one to the other by hand")]
     ContentDiffers,
@@ -109,6 +127,13 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
     }
     if primary.read_only != standby.read_only {
         return Err(Refusal::ReadOnlyDiffers);
+    }
+    if primary.serial != standby.serial {
+        let text = |serial: &[u8]| String::from_utf8_lossy(serial).trim_end_matches('\0').to_owned();
+        return Err(Refusal::OtherSerial { primary: text(&primary.serial), standby: text(&standby.serial) });
+    }
+    if primary.logical_block != standby.logical_block {
+        return Err(Refusal::OtherBlock { primary: primary.logical_block, standby: standby.logical_block });
     }
     if primary.mode == Mode::Shared {
         return Ok(Plan::Nothing);

@@ -10,6 +10,8 @@ fn identity(id: u64, current: u64, base: u64, joining: u64, changed: &[u32]) -> 
         bytes: 100 * REGION_BYTES,
         mode: Mode::Mirror,
         read_only: false,
+        serial: *b"disk0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        logical_block: 512,
         current: DataId(current),
         base: DataId(base),
         joining: DataId(joining),
@@ -151,4 +153,17 @@ fn in_every_combination_nothing_is_skipped_and_nothing_overwritten_without_a_rea
         }
     }
     assert!(seen > 100_000);
+}
+
+#[test]
+fn what_the_guest_would_see_change_at_a_failover_is_refused_by_name_even_for_a_disk_that_may_be_overwritten() {
+    let primary = identity(1, 10, 10, 0, &[]);
+    let mut serial = primary.serial;
+    serial[..5].copy_from_slice(b"other");
+    let renamed = Identity { serial, overwrite: true, ..primary.clone() };
+    let refusal = Refusal::OtherSerial { primary: "disk0".to_owned(), standby: "other".to_owned() };
+    assert!(refusal.to_string().contains("\"disk0\" at the primary and \"other\" at the standby"), "{refusal}");
+    assert_eq!(plan(&primary, &renamed), Plan::Refuse(refusal));
+    let coarse = Identity { logical_block: 4096, ..primary.clone() };
+    assert_eq!(plan(&primary, &coarse), Plan::Refuse(Refusal::OtherBlock { primary: 512, standby: 4096 }));
 }

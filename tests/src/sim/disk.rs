@@ -141,6 +141,8 @@ impl Disk {
             bytes: DISK_BYTES,
             mode: Mode::Mirror,
             read_only: false,
+            serial: [0; 20],
+            logical_block: 512,
             current,
             base,
             joining,
