@@ -272,7 +272,7 @@ fn open_disks(config: &NodeConfig) -> Result<Arc<Disks>, NodeError> {
 fn disk_options(disk: &config::DiskConfig) -> DiskOptions {
     DiskOptions {
         path: disk.path.clone(),
-        log: Some(disk.log.clone()),
+        log: disk.log.clone(),
         serial: Some(disk.serial.clone()),
         read_only: disk.read_only,
         mode: match disk.mode {

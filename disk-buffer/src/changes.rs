@@ -20,7 +20,10 @@
 //!     48      8   joining   }
 //!     56      8   sequence number, up by one with every update
 //!     64      1   state: 1 consistent, 2 following, 3 copying
-//!     65    439   zeros
+//!     65      7   zeros
+//!     72      8   inode of the image file, 0: not known (a block device)
+//!     80      8   when that inode was made, nanoseconds since 1970, 0: not known
+//!     88    416   zeros
 //!    504      8   xxh3-64 of the 504 bytes before
 //!
 //! bitmap sector
@@ -28,6 +31,9 @@
 //!    496      8   number of the sector
 //!    504      8   xxh3-64 of the 504 bytes before
 //! ```
+//!
+//! **The log goes with one file.** An image that was replaced (restored, copied, made anew) under a log that was left knows nothing of what the log says: it is refused at open, unless it may be
+//! overwritten (`resync=full`), and then begins a new log. Without a place given, the log is beside the image's real name, through all links.
 //!
 //! **Power may fail at any byte.** A header is written to the first place and made durable, then to the second: at least one is whole, and the newest whole one counts. One damaged later leaves its
 //! twin. Bitmap sectors are written in place: one that is not whole counts as having all its bits set, which costs copying at most 3.9 GiB more, and is safe whatever damaged it. A log is created
@@ -38,5 +44,5 @@ pub mod format;
 pub mod marks;
 
 pub use file::LogFile;
-pub use format::{Header, SECTOR_REGIONS};
+pub use format::{Header, ImageFile, SECTOR_REGIONS};
 pub use marks::{Marks, SectorWrite};

@@ -19,7 +19,7 @@ use types::block::{
 };
 
 use crate::changes::file::{LogFile, beside};
-use crate::changes::format::Header;
+use crate::changes::format::{Header, ImageFile};
 use crate::engine::faults::Faults;
 use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
@@ -509,6 +509,7 @@ fn fresh(bytes: u64) -> Header {
         joining: DataId::NONE,
         sequence: 1,
         state: CopyState::Consistent,
+        image: ImageFile::default(),
     }
 }
 
@@ -519,11 +520,15 @@ fn open_log(options: &DiskOptions, image: &Image) -> Result<(LogFile, RegionSet)
         // By the image's real name, so that two links to one image cannot have two logs.
         None => beside(image.path()),
     };
+    let file = image.identity();
     match LogFile::open(&path, image.bytes())? {
-        Some(known) => Ok(known),
-        None => {
+        Some((log, _)) if !log.header().image.may_be(file) && !options.overwrite => {
+            Err(DiskError::ImageReplaced { log: path, image: image.path().to_owned() })
+        }
+        Some(known) if known.0.header().image.may_be(file) => Ok(known),
+        _ => {
             let set = RegionSet::new(image.bytes());
-            Ok((LogFile::create(&path, fresh(image.bytes()), &set)?, set))
+            Ok((LogFile::create(&path, Header { image: file, ..fresh(image.bytes()) }, &set)?, set))
         }
     }
 }

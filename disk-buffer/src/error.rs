@@ -104,6 +104,17 @@ pub enum DiskError {
         /// The image's.
         bytes: u64,
     },
+    /// The image is not the file that the log was kept for.
+    #[error(
+        "the change log {log} was kept for another file than {image} is now: the image was replaced, so what the log says of it is not true. Put the old image back; or, on a standby's host, give \
+         resync=full for this disk; or remove the log, and this image counts as one that Lockstep does not know", log = .log.display(), image = .image.display()
+    )]
+    ImageReplaced {
+        /// The log.
+        log: PathBuf,
+        /// The image.
+        image: PathBuf,
+    },
     /// A cold start from a copy that no guest may start from.
     #[error(
         "no guest may start from {path}: {why}. Start the other host first, and this one as its standby; if the other copy is lost for good, removing the change log makes \

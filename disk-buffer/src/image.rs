@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use types::block::SECTOR;
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::changes::ImageFile;
 use crate::error::DiskError;
 use crate::options::Cache;
 use crate::regions::MAX_DISK_BYTES;
@@ -48,6 +49,7 @@ pub struct Image {
     bytes: u64,
     physical_block: u32,
     device: bool,
+    identity: ImageFile,
     read_only: bool,
 }
 
@@ -109,13 +111,24 @@ impl Image {
             Cache::Direct => open_direct(&path, read_only, &file),
         };
         tracing::info!(path = %path.display(), bytes, device, read_only, direct = direct.is_some(), align, "disk image opened");
-        Ok(Image { path, file, direct, align, bytes, physical_block, device, read_only })
+        let born = metadata.created().ok().and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+        let identity = match device {
+            true => ImageFile::default(),
+            false => ImageFile { inode: metadata.ino(), born: born.map_or(0, |born| born.as_nanos() as u64) },
+        };
+        Ok(Image { path, file, direct, align, bytes, physical_block, device, identity, read_only })
     }
 
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Which file it is, for the change log's header.
+    #[must_use]
+    pub fn identity(&self) -> ImageFile {
+        self.identity
     }
 
     /// Its size.

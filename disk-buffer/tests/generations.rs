@@ -251,3 +251,38 @@ fn a_report_that_overtakes_its_epochs_commit_is_not_lost() {
     // The guest writes nothing more, so nothing more is reported.
     primary.wait_cleared();
 }
+
+#[test]
+fn a_log_is_not_believed_of_an_image_that_took_the_place_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, mut two, primary, standby) = settled(directory.path());
+    drop(standby);
+    // As a restored backup: the same size, another file.
+    let backup = directory.path().join("backup");
+    std::fs::copy(two.path(), &backup).unwrap();
+    std::fs::rename(&backup, two.path()).unwrap();
+    let refused = disk_buffer::Disk::open(DiskIndex(0), &two.options);
+    assert!(matches!(&refused, Err(DiskError::ImageReplaced { .. })), "{refused:?}");
+    two.options.overwrite = true;
+    primary.disk.struck_out().unwrap();
+    assert_eq!(protect(&primary, &two.open()), Plan::Full(FullReason::Asked));
+    drop(primary);
+    // Moved with its log it is the same file still.
+    two.options.overwrite = false;
+    let moved = directory.path().join("moved");
+    std::fs::rename(two.path(), &moved).unwrap();
+    std::fs::rename(directory.path().join("two.lockstep"), directory.path().join("moved.lockstep")).unwrap();
+    assert!(disk_buffer::Disk::open(DiskIndex(0), &DiskOptions { path: moved, ..two.options.clone() }).is_ok());
+}
+
+#[test]
+fn two_names_of_one_image_have_one_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let one = Medium::new(directory.path(), "one", BYTES);
+    one.open().disk.start_primary().unwrap();
+    let known = one.open().disk.identity().unwrap().id;
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(one.path(), &link).unwrap();
+    assert_eq!(Host::open(&options(&link)).disk.identity().unwrap().id, known);
+    assert!(!directory.path().join("link.lockstep").exists());
+}

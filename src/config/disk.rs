@@ -35,8 +35,8 @@ pub struct DiskConfig {
     pub read_only: bool,
     /// How the standby comes to the same content.
     pub mode: DiskMode,
-    /// Change log: which regions may differ from the peer's copy.
-    pub log: PathBuf,
+    /// Change log: which regions may differ from the peer's copy. Not given: beside the image's real name, which the disk-buffer finds.
+    pub log: Option<PathBuf>,
     /// What to do with a copy that has nothing in common with the peer's.
     pub resync: Resync,
 }
@@ -179,13 +179,15 @@ pub(super) fn disks(given: Vec<DiskOption>) -> Result<Vec<DiskConfig>, ConfigErr
         if disks.iter().any(|other| other.serial == disk.serial) {
             return Err(wrong(&disk.path, format!("another disk has the serial number {:?}; each needs its own", disk.serial)));
         }
-        if disks.iter().any(|other| other.log == disk.log) {
-            return Err(wrong(&disk.path, format!("another disk has the change log {}; each needs its own", disk.log.display())));
+        if disks.iter().any(|other| other.log_as_written() == disk.log_as_written()) {
+            let log = disk.log_as_written();
+            return Err(wrong(&disk.path, format!("another disk has the change log {}; each needs its own", log.display())));
         }
         disks.push(disk);
     }
-    if let Some(disk) = disks.iter().find(|disk| disks.iter().any(|other| other.path == disk.log)) {
-        return Err(wrong(&disk.path, format!("its change log {} is a disk's image; write log=FILE", disk.log.display())));
+    if let Some(disk) = disks.iter().find(|disk| disks.iter().any(|other| other.path == disk.log_as_written())) {
+        let log = disk.log_as_written();
+        return Err(wrong(&disk.path, format!("its change log {} is a disk's image; write log=FILE", log.display())));
     }
     Ok(disks)
 }
@@ -196,12 +198,18 @@ fn disk(option: DiskOption, index: usize) -> Result<DiskConfig, ConfigError> {
     if serial.is_empty() || serial.len() > SERIAL_BYTES || !serial.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(wrong(&path, format!("serial={serial}: a serial number is 1 to {SERIAL_BYTES} ASCII characters without spaces")));
     }
-    let log = option.log.unwrap_or_else(|| {
-        let mut name = path.clone().into_os_string();
-        name.push(".lockstep");
-        name.into()
-    });
-    Ok(DiskConfig { path, serial, read_only: option.read_only, mode: option.mode, log, resync: option.resync })
+    Ok(DiskConfig { path, serial, read_only: option.read_only, mode: option.mode, log: option.log, resync: option.resync })
+}
+
+impl DiskConfig {
+    /// Where the log is as far as the options tell, without a look at links: for finding mistakes in them.
+    fn log_as_written(&self) -> PathBuf {
+        self.log.clone().unwrap_or_else(|| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(".lockstep");
+            name.into()
+        })
+    }
 }
 
 /// Looks at the images on this host: there, a file or block device, whole sectors, writable where the guest may write, none of them twice.
@@ -237,7 +245,7 @@ pub(super) fn check_images(disks: &[DiskConfig]) -> Result<(), ConfigError> {
                 ),
             ));
         }
-        if kind.is_block_device() && disk.log.parent() == path.parent() {
+        if kind.is_block_device() && disk.log_as_written().parent() == path.parent() {
             return Err(wrong(
                 path,
                 "the change log of a block device must outlive a restart of the host: write log=FILE on a file system",

@@ -24,7 +24,7 @@ fn a_disk_is_read_with_all_its_keys_and_with_none_but_its_path() {
                 serial: "root".into(),
                 read_only: true,
                 mode: DiskMode::Mirror,
-                log: "/srv/a.log".into(),
+                log: Some("/srv/a.log".into()),
                 resync: Resync::Full
             },
             DiskConfig {
@@ -32,7 +32,7 @@ fn a_disk_is_read_with_all_its_keys_and_with_none_but_its_path() {
                 serial: "disk1".into(),
                 read_only: false,
                 mode: DiskMode::Mirror,
-                log: "/srv/b.img.lockstep".into(),
+                log: None,
                 resync: Resync::Changed
             },
         ]
@@ -65,6 +65,7 @@ fn two_disks_share_neither_path_nor_serial_nor_log() {
     assert!(refused(&["path=/a", "path=/a"]).contains("two disks"));
     assert!(refused(&["path=/a,serial=x", "path=/b,serial=x"]).contains("serial number"));
     assert!(refused(&["path=/a,log=/l", "path=/b,log=/l"]).contains("change log"));
+    assert!(refused(&["path=/a,log=/b.lockstep", "path=/b"]).contains("change log"));
     assert!(refused(&["path=/a,log=/b", "path=/b"]).contains("change log /b is a disk's image"));
     assert!(refused(&["path=/a,serial=longer-than-twenty-bytes"]).contains("1 to 20"));
     let many: Vec<String> = (0..=MAX_DISKS).map(|n| format!("path=/{n}")).collect();

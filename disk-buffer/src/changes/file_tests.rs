@@ -15,6 +15,7 @@ fn create(path: &Path) -> LogFile {
         joining: DataId::NONE,
         sequence: 1,
         state: CopyState::Consistent,
+        image: crate::changes::ImageFile::default(),
     };
     LogFile::create(path, header, &RegionSet::new(BYTES)).unwrap()
 }

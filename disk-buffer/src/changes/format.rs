@@ -42,6 +42,26 @@ pub struct Header {
     pub sequence: u64,
     /// What the content is good for.
     pub state: CopyState,
+    /// The file that the copy is in.
+    pub image: ImageFile,
+}
+
+/// What tells an image file from a copy of it that took its place, and outlives a restart of the host (the number of its file system does not). Zeros: not known, as of a block device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageFile {
+    /// Inode.
+    pub inode: u64,
+    /// When the inode was made, nanoseconds since 1970 (statx(2), stx_btime).
+    pub born: u64,
+}
+
+impl ImageFile {
+    /// Nothing that is known of both says that they are two.
+    #[must_use]
+    pub fn may_be(self, other: ImageFile) -> bool {
+        let same = |one: u64, other: u64| one == other || one == 0 || other == 0;
+        same(self.inode, other.inode) && same(self.born, other.born)
+    }
 }
 
 /// Why a header sector is not used.
@@ -86,6 +106,8 @@ impl Header {
             CopyState::Following => 2,
             CopyState::Copying => 3,
         };
+        put(&mut sector, 72, self.image.inode);
+        put(&mut sector, 80, self.image.born);
         let sum = sum(&sector);
         put(&mut sector, SUM_AT, sum);
         sector
@@ -124,6 +146,7 @@ impl Header {
             joining: DataId(word(4)),
             sequence: word(5),
             state,
+            image: ImageFile { inode: get(sector, 72), born: get(sector, 80) },
         })
     }
 }
