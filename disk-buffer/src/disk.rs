@@ -523,7 +523,7 @@ fn open_log(options: &DiskOptions, image: &Image) -> Result<(LogFile, RegionSet)
     let file = image.identity();
     match LogFile::open(&path, image.bytes())? {
         Some((log, _)) if !log.header().image.may_be(file) && !options.overwrite => {
-            Err(DiskError::ImageReplaced { log: path, image: image.path().to_owned() })
+            Err(DiskError::ImageReplaced { log: path.into(), image: image.path().into() })
         }
         Some(known) if known.0.header().image.may_be(file) => Ok(known),
         _ => {

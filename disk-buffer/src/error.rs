@@ -1,7 +1,7 @@
 //! What can go wrong with a disk, in words for the operator. Not here: what the guest is told ([`types::block::BlockError`]).
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use types::Epoch;
@@ -111,9 +111,9 @@ pub enum DiskError {
     )]
     ImageReplaced {
         /// The log.
-        log: PathBuf,
+        log: Box<Path>,
         /// The image.
-        image: PathBuf,
+        image: Box<Path>,
     },
     /// A cold start from a copy that no guest may start from.
     #[error(

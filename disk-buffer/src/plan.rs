@@ -54,14 +54,9 @@ pub enum Refusal {
     /// One may be written to, the other not.
     #[error("the disk is read-only at one host and not at the other; give `readonly` at both or at neither")]
     ReadOnlyDiffers,
-    /// The guest would read another serial number after a failover.
-    #[error("the disk's serial number is {primary:?} at the primary and {standby:?} at the standby; give both the same serial=")]
-    OtherSerial {
-        /// At the primary.
-        primary: String,
-        /// At the standby.
-        standby: String,
-    },
+    /// The guest would read another serial number after a failover: the primary's and the standby's.
+    #[error("the disk's serial number is {:?} at the primary and {:?} at the standby; give both the same serial=", .0[0], .0[1])]
+    OtherSerial(Box<[String; 2]>),
     /// The guest would find sectors of another size after a failover.
     #[error(
         "the disk has blocks of {primary} bytes at the primary and of {standby} at the standby; use the same version of Lockstep on both hosts"
@@ -130,7 +125,7 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
     }
     if primary.serial != standby.serial {
         let text = |serial: &[u8]| String::from_utf8_lossy(serial).trim_end_matches('\0').to_owned();
-        return Err(Refusal::OtherSerial { primary: text(&primary.serial), standby: text(&standby.serial) });
+        return Err(Refusal::OtherSerial(Box::new([text(&primary.serial), text(&standby.serial)])));
     }
     if primary.logical_block != standby.logical_block {
         return Err(Refusal::OtherBlock { primary: primary.logical_block, standby: standby.logical_block });

@@ -161,7 +161,7 @@ fn what_the_guest_would_see_change_at_a_failover_is_refused_by_name_even_for_a_d
     let mut serial = primary.serial;
     serial[..5].copy_from_slice(b"other");
     let renamed = Identity { serial, overwrite: true, ..primary.clone() };
-    let refusal = Refusal::OtherSerial { primary: "disk0".to_owned(), standby: "other".to_owned() };
+    let refusal = Refusal::OtherSerial(Box::new(["disk0".to_owned(), "other".to_owned()]));
     assert!(refusal.to_string().contains("\"disk0\" at the primary and \"other\" at the standby"), "{refusal}");
     assert_eq!(plan(&primary, &renamed), Plan::Refuse(refusal));
     let coarse = Identity { logical_block: 4096, ..primary.clone() };
