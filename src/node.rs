@@ -123,6 +123,8 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     };
     let arbiter = client(arbiter)?;
     let mut node = node(config);
+    // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
+    disks.check_start()?;
     match primary::start(&mut node, &arbiter, abandon_standby, &report, shutdown) {
         Start::Granted => {}
         Start::Refused(reason) => return Err(NodeError::Refused(reason)),

@@ -95,6 +95,14 @@ impl Disks {
         plans.collect()
     }
 
+    /// [`Disk::check_start`] of each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_start(&self) -> Result<(), DiskError> {
+        self.disks.iter().try_for_each(|disk| disk.check_start())
+    }
+
     /// [`Disk::start_primary`] of each.
     ///
     /// # Errors

@@ -20,6 +20,23 @@ impl Disk {
     /// # Errors
     /// [`DiskError::Unfit`] for a copy that no guest may start from, [`DiskError::Phase`], and when the log cannot be written.
     pub fn start_primary(&self) -> Result<(), DiskError> {
+        self.check_start()?;
+        let inner = &self.inner;
+        inner.update_header(|header| {
+            if header.id == DataId::NONE {
+                header.id = DataId::random();
+            }
+            header.current = DataId::random();
+        })?;
+        inner.lock().phase = Phase::Alone;
+        Ok(())
+    }
+
+    /// Whether [`Disk::start_primary`] would find a copy that a guest may start from. Changes nothing: to be asked before the arbiter is, which takes the guest from whoever runs it.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`], [`DiskError::Phase`].
+    pub fn check_start(&self) -> Result<(), DiskError> {
         let inner = &self.inner;
         if !matches!(inner.lock().phase, Phase::Idle) {
             return Err(inner.wrong_phase("starting a guest", &inner.lock()));
@@ -35,13 +52,6 @@ impl Disk {
         if let Some(why) = why {
             return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why });
         }
-        inner.update_header(|header| {
-            if header.id == DataId::NONE {
-                header.id = DataId::random();
-            }
-            header.current = DataId::random();
-        })?;
-        inner.lock().phase = Phase::Alone;
         Ok(())
     }
 

@@ -89,6 +89,7 @@ fn no_guest_starts_from_a_standbys_copy_or_an_incomplete_one_but_from_an_activat
     drop(standby);
     let found = two.open();
     assert_eq!(found.disk.identity().unwrap().state, CopyState::Following);
+    assert!(matches!(found.disk.check_start(), Err(DiskError::Unfit { .. })), "known before anything is taken from another host");
     assert!(matches!(found.disk.start_primary(), Err(DiskError::Unfit { .. })));
 
     let (_, copy) = {
@@ -109,7 +110,11 @@ fn no_guest_starts_from_a_standbys_copy_or_an_incomplete_one_but_from_an_activat
         std::thread::yield_now();
     }
     drop(found);
-    two.open().disk.start_primary().unwrap();
+    let found = two.open();
+    let before = found.disk.identity().unwrap();
+    found.disk.check_start().unwrap();
+    assert_eq!(found.disk.identity().unwrap(), before, "asking changes nothing");
+    found.disk.start_primary().unwrap();
 }
 
 #[test]

@@ -196,6 +196,31 @@ fn a_standby_with_a_disk_of_another_size_or_content_is_refused_with_the_reason()
     a_image.until_equals(&other);
 }
 
+#[test]
+fn a_host_whose_copy_no_guest_may_start_from_takes_the_guest_from_nobody() {
+    if !lab::available() {
+        return;
+    }
+    let _watchdog = Watchdog::new(TEST);
+    let (lab, a_image, b_image) = with_images(Guest::default());
+    let standby = |name: &str| Spec::standby(Host::B, name).with("node", "b").disk(&b_image, "");
+    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a").disk(&a_image, ""), &standby("b"));
+    a.until_protected(0);
+    let killed_ns = b.kill();
+    a.until_alone(Generation(0));
+
+    // Its operator mistakes the standby's host for the one to start the guest on.
+    let mut wrong = lab.start(&Spec::primary(Host::B, "b-wrong").with("node", "b").disk(&b_image, "").flag("abandon-standby"));
+    assert!(wrong.until_exit().is_some_and(|code| code != 0));
+
+    let mut stamps = Stamps::new(lab.connect());
+    stamps.write(FIRST_BLOCK);
+    stamps.prove();
+    b = lab.start(&standby("b-again"));
+    b.until_ready();
+    a.until_protected(killed_ns);
+}
+
 /// A file system in memory that is soon full; unmounted when dropped.
 struct Small(std::path::PathBuf);
 

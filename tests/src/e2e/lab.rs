@@ -191,6 +191,7 @@ impl Lab {
         for disk in &spec.disks {
             arguments.extend(["--disk".into(), disk.into()]);
         }
+        arguments.extend(spec.flags.iter().map(OsString::from));
         if guest.verify {
             arguments.push("--verify-memory".into());
         }

@@ -39,6 +39,8 @@ pub struct Spec {
     pub disks: Vec<String>,
     /// Values that replace the lab's own, by option.
     pub with: Vec<(String, String)>,
+    /// Options without a value.
+    pub flags: Vec<String>,
 }
 
 impl Spec {
@@ -55,6 +57,7 @@ impl Spec {
             arbiter: None,
             disks: Vec::new(),
             with: Vec::new(),
+            flags: Vec::new(),
         }
     }
 
@@ -74,6 +77,13 @@ impl Spec {
     #[must_use]
     pub fn disk(mut self, image: &super::Image, more: &str) -> Spec {
         self.disks.push(format!("path={}{more}", image.path().display()));
+        self
+    }
+
+    /// With the option `--key`, which has no value.
+    #[must_use]
+    pub fn flag(mut self, key: &str) -> Spec {
+        self.flags.push(format!("--{key}"));
         self
     }
 
