@@ -100,64 +100,37 @@ impl<'m> Loop<'m> {
         }
     }
 
-    /// Holds the guest still or lets it run, whichever the pipeline wants now.
     fn settle(&mut self, shared: &'m Shared) {
-        match shared.guest_held() {
-            Some(reason) if self.held.is_none() => {
-                let why = match reason {
-                    HoldReason::AwaitingCommit => "the output buffer is full and the standby has not committed yet",
-                    HoldReason::NoGrant => "the output buffer is full, the standby is gone and going on alone is not granted",
-                    HoldReason::Unconfirmed => "this node did not run for a while and must first read the arbiter's record",
-                };
-                tracing::warn!(why, "the guest is held still");
-                match shared.machine.pause() {
-                    Ok(paused) => self.held = Some(paused),
-                    // It runs on; its frames stay in its rings, and the next frame that is turned back brings the thread here again.
-                    Err(error) => tracing::warn!(%error, "the guest could not be held"),
-                }
-            }
-            Some(_) => {}
-            None => {
-                self.held = None;
-                shared.machine.retry_output();
-            }
-        }
+        settle(shared, &mut self.held);
     }
 
-    /// Resets the machine. To a standby it is guest progress like any other: what the reset wrote is in the next epoch.
     fn reset(&mut self, shared: &'m Shared) {
-        let paused = match self.held.take() {
-            Some(paused) => Ok(paused),
-            None => shared.machine.pause(),
-        };
-        let mut paused = match paused {
-            Ok(paused) => paused,
-            Err(error) => {
-                tracing::warn!(%error, "the guest could not be stopped for its reset; trying again");
-                return shared.order(Order::Reset);
-            }
-        };
-        // Several vCPUs may have asked, and one reset is for all of them.
-        if paused.reset_is_asked() {
-            if let Err(error) = paused.reset(&self.thread.images) {
-                paused.stay_stopped();
-                return shared.tell(News::Broken(format!("the guest asked for a reset and could not be booted again: {error}")));
-            }
-            (shared.report)(NodeEventKind::GuestReset);
+        shared.take_reset();
+        if !reset(shared, &self.thread.images, &mut self.held) {
+            return shared.ask_reset();
         }
-        self.held = Some(paused);
-        self.settle(shared);
         if self.link.is_some() {
             // A kernel and its initramfs were written: worth an end of the epoch before the next sample is due.
             self.act(shared, Order::Sample);
         }
     }
 
-    fn copy(&mut self, shared: &Shared, copying: Copying) {
+    fn copy(&mut self, shared: &'m Shared, copying: Copying) {
         let link = copying.link;
         let (jobs, gone) = (copying.jobs.clone(), Arc::clone(&copying.gone));
         self.link = Some(LinkHandle { jobs, gone, generation: copying.generation });
-        match copy_all(shared, &self.thread.pool, &copying) {
+        let (held, images) = (&mut self.held, &self.thread.images);
+        // A copy can take hours: a guest that reboots must not stand still for so long.
+        let mut between = || {
+            if shared.take_reset() && !reset(shared, images, held) {
+                shared.put_off_reset();
+            }
+            // The order to let it run again waits as well.
+            if held.is_some() {
+                settle(shared, held);
+            }
+        };
+        match copy_all(shared, &self.thread.pool, &copying, &mut between) {
             Ok(true) => shared.tell(News::SyncReady { link }),
             Ok(false) => {}
             Err(error) => shared.tell(News::LinkLost { link, cause: error.to_string() }),
@@ -222,4 +195,56 @@ impl<'m> Loop<'m> {
             self.thread.pool.put(job.into_buffer());
         }
     }
+}
+
+/// Holds the guest still or lets it run, whichever the pipeline wants now.
+fn settle<'m>(shared: &'m Shared, held: &mut Option<Paused<'m>>) {
+    match shared.guest_held() {
+        Some(reason) if held.is_none() => {
+            let why = match reason {
+                HoldReason::AwaitingCommit => "the output buffer is full and the standby has not committed yet",
+                HoldReason::NoGrant => "the output buffer is full, the standby is gone and going on alone is not granted",
+                HoldReason::Unconfirmed => "this node did not run for a while and must first read the arbiter's record",
+            };
+            tracing::warn!(why, "the guest is held still");
+            match shared.machine.pause() {
+                Ok(paused) => *held = Some(paused),
+                // It runs on; its frames stay in its rings, and the next frame that is turned back brings the thread here again.
+                Err(error) => tracing::warn!(%error, "the guest could not be held"),
+            }
+        }
+        Some(_) => {}
+        None => {
+            *held = None;
+            shared.machine.retry_output();
+        }
+    }
+}
+
+/// Resets the machine. To a standby it is guest progress like any other: what the reset wrote is in the next round of a copy, or in the next epoch. `false`: the guest could not be
+/// stopped for it.
+fn reset<'m>(shared: &'m Shared, images: &BootImages, held: &mut Option<Paused<'m>>) -> bool {
+    let paused = match held.take() {
+        Some(paused) => Ok(paused),
+        None => shared.machine.pause(),
+    };
+    let mut paused = match paused {
+        Ok(paused) => paused,
+        Err(error) => {
+            tracing::warn!(%error, "the guest could not be stopped for its reset; trying again");
+            return false;
+        }
+    };
+    // Several vCPUs may have asked, and one reset is for all of them.
+    if paused.reset_is_asked() {
+        if let Err(error) = paused.reset(images) {
+            paused.stay_stopped();
+            shared.tell(News::Broken(format!("the guest asked for a reset and could not be booted again: {error}")));
+            return true;
+        }
+        (shared.report)(NodeEventKind::GuestReset);
+    }
+    *held = Some(paused);
+    settle(shared, held);
+    true
 }

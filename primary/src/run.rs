@@ -500,7 +500,7 @@ impl RoleThread {
     fn machine(&mut self, event: MachineEvent) {
         let reason = match event {
             MachineEvent::Shutdown => "the guest powered off".to_owned(),
-            MachineEvent::Reset => return self.shared.order(Order::Reset),
+            MachineEvent::Reset => return self.shared.ask_reset(),
             MachineEvent::DirtyRingFull { .. } => {
                 let pages = self.setup.config.policy.dirty_budget_pages;
                 return self.shared.raise(Event::DirtyEstimate { pages });

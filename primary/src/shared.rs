@@ -4,7 +4,7 @@
 //! carried out after it is let go.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Sender, TrySendError};
@@ -88,6 +88,8 @@ pub(crate) struct Shared {
     /// When something last came from the standby.
     pub(crate) heard_ns: AtomicU64,
     progress_ns: AtomicU64,
+    /// The guest asked for a reset: for an epoch thread that is busy with a first copy and reads no orders.
+    reset_asked: AtomicBool,
 }
 
 /// What a `Shared` is made from.
@@ -123,6 +125,7 @@ impl Shared {
             looked_ns: AtomicU64::new(now),
             heard_ns: AtomicU64::new(now),
             progress_ns: AtomicU64::new(now),
+            reset_asked: AtomicBool::new(false),
         })
     }
 
@@ -195,6 +198,22 @@ impl Shared {
         if let Err(TrySendError::Full(_)) = self.epoch.try_send(order) {
             self.tell(News::Broken("the epoch thread does not take orders any more".to_owned()));
         }
+    }
+
+    /// Has the guest reset: by order, or between two parts of a first copy, whichever the epoch thread comes to first.
+    pub(crate) fn ask_reset(&self) {
+        self.put_off_reset();
+        self.order(Order::Reset);
+    }
+
+    /// Has the reset tried again between the next two parts; the order for it still waits.
+    pub(crate) fn put_off_reset(&self) {
+        self.reset_asked.store(true, Ordering::Release);
+    }
+
+    /// Whether a reset was asked for and not begun.
+    pub(crate) fn take_reset(&self) -> bool {
+        self.reset_asked.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn flights(&self) -> MutexGuard<'_, Flights> {

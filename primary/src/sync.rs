@@ -42,10 +42,10 @@ pub(crate) struct Copying {
 }
 
 /// Copies disks and memory, disks first, because most of them stays as it is; `true` when only a small rest of memory is left, which is given back to the tracker for epoch 1,
-/// and every write to a disk is recorded for that epoch. `false`: the link is gone.
-pub(crate) fn copy_all(shared: &Shared, pool: &Pool, copying: &Copying) -> Result<bool, PrimaryError> {
+/// and every write to a disk is recorded for that epoch. `false`: the link is gone. `between` is called between two parts, with the guest running.
+pub(crate) fn copy_all(shared: &Shared, pool: &Pool, copying: &Copying, between: &mut dyn FnMut()) -> Result<bool, PrimaryError> {
     let machine = &shared.machine;
-    let mut parts = Parts { shared, pool, copying, index: 0, sent: 0, blocks: 0, filling: None, logged: None };
+    let mut parts = Parts { shared, pool, copying, between, index: 0, sent: 0, blocks: 0, filling: None, logged: None };
     let mut disks = DiskCopies::begin(shared, copying)?;
     if !disks.bulk(&mut parts)? {
         return Ok(false);
@@ -87,6 +87,8 @@ pub(crate) struct Parts<'a> {
     shared: &'a Shared,
     pool: &'a Pool,
     copying: &'a Copying,
+    /// What must not wait for the end of the copy.
+    between: &'a mut dyn FnMut(),
     index: u32,
     /// Pages of memory sent.
     sent: u64,
@@ -175,6 +177,7 @@ impl Parts<'_> {
         }
         types::fault::reach(types::fault::Point::MidSync);
         self.index += 1;
+        (self.between)();
         if let Some(logged) = self.logged.as_mut().filter(|_| self.index.is_multiple_of(COLLECT_PARTS)) {
             // A vCPU whose dirty ring is full stands still until it is emptied. What is found goes into the next round, whether or not it is sent in this.
             self.shared.machine.collect_dirty_running(logged)?;
