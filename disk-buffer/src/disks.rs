@@ -1,12 +1,13 @@
 //! All disks of a machine. Not here: what one of them does ([`crate::disk`]).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
 
 use types::block::{DiskIndex, DiskWrite};
 use types::{Commit, Epoch};
 
-use crate::disk::{Disk, Tuning};
+use crate::disk::{Disk, MEDIUM_BOUND, Tuning};
 use crate::error::DiskError;
 use crate::identity::Identity;
 use crate::options::DiskOptions;
@@ -134,12 +135,23 @@ impl Disks {
         self.disks.iter().for_each(|disk| disk.unlink());
     }
 
-    /// [`Disk::struck_out`] of each, whatever happens at another.
+    /// [`Disk::struck_out`] of each, whatever happens at another, on threads of their own: a medium that hangs keeps neither the caller for ever nor the other disks. Such a disk goes on
+    /// recording, and holds what the guest writes, until its medium answers.
     ///
     /// # Errors
-    /// The first one's.
+    /// The first one's; [`DiskError::Slow`] for one that has not answered in time.
     pub fn struck_out(&self) -> Result<(), DiskError> {
-        self.disks.iter().map(|disk| disk.struck_out()).fold(Ok(()), Result::and)
+        self.struck_out_within(MEDIUM_BOUND)
+    }
+
+    fn struck_out_within(&self, bound: Duration) -> Result<(), DiskError> {
+        let until = Instant::now() + bound;
+        let begun: Vec<_> = self.disks.iter().map(|disk| (disk, strike_out(disk))).collect();
+        let done = begun.into_iter().map(|(disk, begun)| {
+            let slow = |_| Err(DiskError::Slow { disk: disk.index(), bound });
+            begun?.recv_timeout(until.saturating_duration_since(Instant::now())).unwrap_or_else(slow)
+        });
+        done.fold(Ok(()), Result::and)
     }
 
     /// [`Disk::shut`] of each.
@@ -191,12 +203,68 @@ impl Disks {
     /// # Errors
     /// As there.
     pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
-        let until = std::time::Instant::now() + bound;
-        self.disks.iter().try_for_each(|disk| disk.activate(until.saturating_duration_since(std::time::Instant::now())))
+        let until = Instant::now() + bound;
+        self.disks.iter().try_for_each(|disk| disk.activate(until.saturating_duration_since(Instant::now())))
+    }
+}
+
+/// Strikes the standby out of one disk, in the background.
+fn strike_out(disk: &Arc<Disk>) -> Result<Receiver<Result<(), DiskError>>, DiskError> {
+    let (answer, answered) = sync_channel(1);
+    let own = Arc::clone(disk);
+    let body = move || {
+        let done = own.struck_out();
+        // Before it is told: whoever waits may want to be the last to have the disk.
+        drop(own);
+        let _ = answer.send(done);
+    };
+    match std::thread::Builder::new().name("strike-out".to_owned()).spawn(body) {
+        Ok(_) => Ok(answered),
+        // Here, then: a wait without a bound is still better than a guest that waits for ever.
+        Err(error) => {
+            tracing::warn!(disk = %disk.index(), %error, "no thread for the strike-out");
+            disk.struck_out().map(|()| {
+                let (answer, answered) = sync_channel(1);
+                let _ = answer.send(Ok(()));
+                answered
+            })
+        }
     }
 }
 
 /// File system and inode, or the block device's number.
 fn key(options: &DiskOptions) -> std::io::Result<crate::image::Key> {
     Ok(crate::image::Key::of(&std::fs::metadata(&options.path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Phase;
+
+    #[test]
+    fn a_strike_out_waits_for_a_medium_that_hangs_for_its_bound_only_and_happens_when_it_answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = ["one", "two"].map(|name| {
+            let path = directory.path().join(name);
+            std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+            DiskOptions { log: Some(directory.path().join(format!("{name}.log"))), path, ..DiskOptions::default() }
+        });
+        let disks = Disks::open(&options).unwrap();
+        disks.start_primary().unwrap();
+        let before = disks.identities().unwrap();
+        // A log that is being written and does not get done.
+        let hanging = disks.disks[0].inner.lock_log();
+
+        let struck = disks.struck_out_within(Duration::from_millis(200));
+
+        assert!(matches!(struck, Err(DiskError::Slow { disk: DiskIndex(0), .. })), "{struck:?}");
+        assert_ne!(disks.disks[1].identity().unwrap().current, before[1].current, "the other disk does not wait");
+        drop(hanging);
+        while disks.disks[0].inner.lock().turning {
+            std::thread::yield_now();
+        }
+        assert_ne!(disks.disks[0].identity().unwrap().current, before[0].current);
+        assert!(matches!(disks.disks[0].inner.lock().phase, Phase::Alone));
+    }
 }

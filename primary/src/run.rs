@@ -356,7 +356,8 @@ impl RoleThread {
             Role::Protect => self.mode(Mode::Protected),
             Role::Hold => self.mode(Mode::Held),
             Role::Ungate { generation } => {
-                // First: whatever is said from here on may rest on writes that the standby never gets to know.
+                // First: whatever is said from here on may rest on writes that the standby never gets to know. Bounded: a disk that hangs must not keep the guest's output for ever. No link
+                // misses a heartbeat meanwhile; a signal waits.
                 if let Err(error) = self.shared.disks.struck_out() {
                     tracing::error!(%error, "a disk's change log cannot tell that the standby is struck out; the guest will see errors of that disk");
                 }
