@@ -172,7 +172,7 @@ fn protected(folder: &Path, load: Load) -> Result<f64, BenchError> {
     primary.start_primary()?;
     let (ours, theirs) = (primary.identity()?, standby.identity()?);
     let plan = plan(&ours, &theirs);
-    standby.join(&plan, &ours)?;
+    standby.join(&plan, &ours, Generation(1))?;
     let mut copy = primary.begin_copy(&plan, &theirs)?;
     copy.record()?;
     while let Some(piece) = copy.next_piece()? {

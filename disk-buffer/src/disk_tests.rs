@@ -48,7 +48,7 @@ fn a_standbys_copy_that_fails_while_it_is_settled_is_never_called_whole() {
     };
     let disk = Disk::open_with(DiskIndex(0), &options, Tuning { faults: Some(Arc::new(faults)), ..Tuning::default() }).unwrap();
     let primary = Identity { id: DataId(1), current: DataId(2), ..disk.identity().unwrap() };
-    disk.join(&Plan::Full(FullReason::Empty), &primary).unwrap();
+    disk.join(&Plan::Full(FullReason::Empty), &primary, types::Generation(1)).unwrap();
     while disk.inner.engine.in_flight() > 0 {
         std::thread::yield_now();
     }

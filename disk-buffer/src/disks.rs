@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use types::block::{DiskIndex, DiskWrite};
-use types::{Commit, Epoch};
+use types::{Commit, Epoch, Generation};
 
 use crate::disk::{Disk, MEDIUM_BOUND, Tuning};
 use crate::error::DiskError;
@@ -163,11 +163,11 @@ impl Disks {
     ///
     /// # Errors
     /// As there, and [`DiskError::OtherNumber`].
-    pub fn join(&self, plans: &[Plan], primary: &[Identity]) -> Result<(), DiskError> {
+    pub fn join(&self, plans: &[Plan], primary: &[Identity], generation: Generation) -> Result<(), DiskError> {
         if plans.len() != self.disks.len() || primary.len() != self.disks.len() {
             return Err(DiskError::OtherNumber { primary: primary.len(), standby: self.disks.len() });
         }
-        self.disks.iter().zip(plans).zip(primary).try_for_each(|((disk, plan), primary)| disk.join(plan, primary))
+        self.disks.iter().zip(plans).zip(primary).try_for_each(|((disk, plan), primary)| disk.join(plan, primary, generation))
     }
 
     /// [`Disk::stage`] of each, with its own of the writes, in their order.

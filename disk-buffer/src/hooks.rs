@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use types::Epoch;
 use types::block::DiskIndex;
+use types::{Epoch, Generation};
 
 /// Called without any lock of this crate held, on the disk's own threads or on the caller's; they must not block, and must not drop the disk.
 pub struct Hooks {
@@ -30,6 +30,8 @@ pub enum DiskEvent {
         disk: DiskIndex,
         /// Newest epoch.
         epoch: Epoch,
+        /// The generation that the epoch is of, as [`crate::Disk::join`] was told.
+        generation: Generation,
     },
     /// At a protected primary: a request failed, and stays in flight. The node ends its link and gives up its role; the standby executes the request on its own disk.
     GiveUp {

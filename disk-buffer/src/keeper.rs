@@ -129,15 +129,18 @@ fn settle(disk: &Arc<Inner>, session: u64, applied: Epoch, first: Option<(DataId
         // The primary has marked them too, and clears them when it knows that all of this is durable.
         disk.engine.clear_marks(|_| true);
     }
-    {
+    let generation = {
         let mut state = disk.lock();
         let same = state.session == session;
         match &mut state.phase {
-            Phase::Standby(following) if same => following.settled = applied,
+            Phase::Standby(following) if same => {
+                following.settled = applied;
+                following.generation
+            }
             _ => return Ok(()),
         }
-    }
-    disk.tell(DiskEvent::Durable { disk: disk.index, epoch: applied });
+    };
+    disk.tell(DiskEvent::Durable { disk: disk.index, epoch: applied, generation });
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use types::block::{DiskChange, DiskWrite};
-use types::{Epoch, PAGE_SIZE};
+use types::{Epoch, Generation, PAGE_SIZE};
 
 use crate::changes::Header;
 use crate::disk::{Disk, Inner, MEDIUM_BOUND, Phase, State, copy_of};
@@ -33,6 +33,8 @@ pub(crate) struct Following {
     /// The primary's data generation and disk, taken over when the copy is consistent.
     pub(crate) id: DataId,
     pub(crate) current: DataId,
+    /// The generation in which the primary runs the guest, whose epochs these are.
+    pub(crate) generation: Generation,
     /// Complete epochs that are not committed.
     staged: VecDeque<(Epoch, Vec<DiskWrite>)>,
     staged_last: Epoch,
@@ -54,10 +56,11 @@ pub(crate) struct Following {
 }
 
 impl Following {
-    fn new(id: DataId, current: DataId) -> Following {
+    fn new(id: DataId, current: DataId, generation: Generation) -> Following {
         Following {
             id,
             current,
+            generation,
             staged: VecDeque::new(),
             staged_last: Epoch::NONE,
             committed: Epoch::NONE,
@@ -89,10 +92,11 @@ impl Following {
 
 impl Disk {
     /// This copy joins a primary with this plan: it says durably that it is incomplete, before its first byte changes. Before the primary is answered. For a full copy it is made to read as zeros.
+    /// `generation` is that in which the primary runs the guest; [`DiskEvent::Durable`] names it.
     ///
     /// # Errors
     /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] at a primary, and when the medium fails.
-    pub fn join(&self, plan: &Plan, primary: &Identity) -> Result<(), DiskError> {
+    pub fn join(&self, plan: &Plan, primary: &Identity, generation: Generation) -> Result<(), DiskError> {
         let inner = &self.inner;
         if let Plan::Refuse(refusal) = plan {
             return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
@@ -116,7 +120,7 @@ impl Disk {
         inner.turn(state, header, |state, written| {
             if written {
                 state.overwrite = false;
-                state.phase = Phase::Standby(Following::new(primary.id, primary.current));
+                state.phase = Phase::Standby(Following::new(primary.id, primary.current, generation));
             }
         })?;
         if full { self.wipe() } else { Ok(()) }

@@ -10,26 +10,25 @@ use checkpoint::codec;
 use checkpoint::message::{self, Message};
 use disk_buffer::{DiskEvent, Disks, Hooks, Identity, Plan};
 use transport::ControlSender;
-use types::Generation;
 
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
 
 /// Where news of the disks go: nowhere while there is no link.
 #[derive(Default)]
-pub(crate) struct Reporter(Mutex<Option<(Generation, Arc<dyn ControlSender>)>>);
+pub(crate) struct Reporter(Mutex<Option<Arc<dyn ControlSender>>>);
 
 impl Reporter {
     /// From now on to this link's primary; `None`: to nobody. When this returns, nothing more is said to the one before.
-    pub(crate) fn point(&self, link: Option<(Generation, Arc<dyn ControlSender>)>) {
+    pub(crate) fn point(&self, link: Option<Arc<dyn ControlSender>>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = link;
     }
 
     /// Says something to the primary; what cannot be said is not missed: the link is failing then.
-    fn say(&self, what: impl FnOnce(Generation) -> Message) {
+    fn say(&self, what: &Message) {
         let link = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((generation, control)) = link.as_ref() else { return };
-        let sent = message::encode(&what(*generation)).map_err(|error| error.to_string());
+        let Some(control) = link.as_ref() else { return };
+        let sent = message::encode(what).map_err(|error| error.to_string());
         if let Err(error) = sent.and_then(|bytes| control.send(&bytes).map_err(|error| error.to_string())) {
             tracing::debug!(error, "news of a disk could not be sent");
         }
@@ -47,11 +46,12 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
             event: Box::new(move |event| {
                 let Some(shared) = weak.upgrade() else { return };
                 match event {
-                    DiskEvent::Durable { disk, epoch } => shared.reporter.say(|generation| Message::Durable { generation, disk, epoch }),
+                    // Of the generation that the copy was joined in: a newer primary, should it hear this, has other epochs of these numbers.
+                    DiskEvent::Durable { disk, epoch, generation } => shared.reporter.say(&Message::Durable { generation, disk, epoch }),
                     DiskEvent::Failed { disk, error } => {
                         let reason = format!("{disk} of the standby failed: {error}");
                         tracing::error!(reason, "this standby can follow no more");
-                        shared.reporter.say(|_| Message::Refuse { reason: reason.clone() });
+                        shared.reporter.say(&Message::Refuse { reason: reason.clone() });
                         shared.tell(News::Spoilt { reason });
                     }
                     // A primary's.

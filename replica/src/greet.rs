@@ -118,7 +118,7 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut
         return refuse(pending, "this standby still applies what its last primary sent; its disks are slow".to_owned());
     }
     // Durably before the answer: from the Welcome on the primary may change what is here.
-    if let Err(error) = shared.disks.join(&plans, &primary) {
+    if let Err(error) = shared.disks.join(&plans, &primary, hello.generation) {
         return refuse(pending, error.to_string());
     }
     let staging = match &mut earlier.staging {

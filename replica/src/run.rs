@@ -325,7 +325,7 @@ impl RoleThread {
             ready,
             alive,
         };
-        self.shared.reporter.point(Some((generation, Arc::clone(&link.control_tx))));
+        self.shared.reporter.point(Some(Arc::clone(&link.control_tx)));
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
         self.link = Some(LinkState { number, control: link.control_tx, gone, detector, sequence: 0 });

@@ -112,6 +112,9 @@ impl Host {
     pub fn wait_durable(&self, at_least: u64) {
         loop {
             match self.events.recv_timeout(BOUND).unwrap() {
+                DiskEvent::Durable { generation, .. } if generation != Generation(7) => {
+                    panic!("of {generation}, which the copy was not joined in")
+                }
                 DiskEvent::Durable { epoch, .. } if epoch.0 >= at_least => return,
                 DiskEvent::Durable { .. } => {}
                 other => panic!("{other:?}"),
@@ -214,7 +217,7 @@ pub fn join_while(primary: &Host, standby: &Host, mut meanwhile: impl FnMut()) -
     let plan = plan(&identity, &theirs);
     assert!(!matches!(plan, Plan::Refuse(_)), "{plan:?}\nprimary {identity:?}\nstandby {theirs:?}");
     meanwhile();
-    standby.disk.join(&plan, &identity).unwrap();
+    standby.disk.join(&plan, &identity, Generation(7)).unwrap();
     meanwhile();
     let copy = primary.disk.begin_copy(&plan, &theirs).unwrap();
     (plan, copy)
