@@ -174,6 +174,7 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
             vm: config.vm.clone(),
             node: config.node.clone(),
             shape: shape(config, &machine),
+            boot: images.digest(),
             heartbeat_ns: config.heartbeat.interval.as_nanos() as u64,
             bound_ns: config.heartbeat.bound.as_nanos() as u64,
             verify_memory: config.verify_memory,

@@ -102,6 +102,8 @@ pub struct Hello {
     pub generation: Generation,
     /// The guest's shape.
     pub shape: GuestShape,
+    /// Digest of the kernel, initramfs and command line that the primary boots its guest from. A standby with others is warned of, not refused: nothing depends on it until the guest reboots.
+    pub boot: u64,
     /// Every epoch's tail will carry a digest of all memory, to be compared.
     pub verify_memory: bool,
     /// What the primary says of its copies of the disks, as the disk-buffer describes them (encoded: this crate does not know them).

@@ -170,6 +170,7 @@ fn the_bytes_of_the_control_messages() {
         node: NodeId("a".into()),
         generation: Generation(3),
         shape: shape(),
+        boot: 0x0102_0304_0506_0708,
         verify_memory: true,
         disks: vec![0xd0, 0xd1],
     });
@@ -182,6 +183,7 @@ fn the_bytes_of_the_control_messages() {
                 "010004686f7374",               // on PCI, without random numbers; the CPU: "host"
                 "01010000000500",               // one leaf
                 "0110030401",                   // one register, capabilities, TSC
+                "fd0807060504030201",           // what it boots from
                 "0102d0d1"                      // with digests of memory; disks
             ),
         ),

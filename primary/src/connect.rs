@@ -31,6 +31,7 @@ pub(crate) struct Identity {
     pub(crate) vm: VmId,
     pub(crate) node: NodeId,
     pub(crate) shape: GuestShape,
+    pub(crate) boot: u64,
     pub(crate) verify_memory: bool,
 }
 
@@ -81,6 +82,7 @@ fn attempt(standby: SocketAddr, identity: &Identity, disks: &Disks, generation: 
         node: identity.node.clone(),
         generation,
         shape: identity.shape.clone(),
+        boot: identity.boot,
         verify_memory: identity.verify_memory,
         disks: codec::encode(&own)?,
     };

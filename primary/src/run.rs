@@ -173,8 +173,13 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         let shared = Arc::clone(&shared);
         let config = &setup.config;
         let (give, max_in_flight) = (give.clone(), config.policy.max_in_flight);
-        let identity =
-            Identity { vm: config.vm.clone(), node: config.node.clone(), shape: config.shape.clone(), verify_memory: config.verify_memory };
+        let identity = Identity {
+            vm: config.vm.clone(),
+            node: config.node.clone(),
+            shape: config.shape.clone(),
+            boot: setup.images.digest(),
+            verify_memory: config.verify_memory,
+        };
         spawn("connector", move || match make_buffers(&shared.machine, max_in_flight, &give) {
             Ok(()) => connect::run(&shared, standby, &identity, &wants),
             Err(error) => shared.tell(News::NoStandby { reason: error.to_string() }),

@@ -13,6 +13,7 @@ use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use transport::tcp::Listener;
 use transport::{Geometry, Staging, StandbyLink, StandbyPending};
+use types::event::NodeEventKind;
 use types::{Generation, NodeId, VmId};
 
 use crate::apply::Job;
@@ -60,6 +61,8 @@ pub(crate) struct Door {
     pub(crate) vm: VmId,
     pub(crate) node: NodeId,
     pub(crate) shape: GuestShape,
+    /// Digest of what this node would boot the guest from.
+    pub(crate) boot: u64,
     pub(crate) verify_memory: bool,
     pub(crate) geometry: Geometry,
     /// No primary is linked, and none has been lost that may have to be replaced.
@@ -130,6 +133,10 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut
     pending.control_tx.send(&message::encode(&Message::Welcome(welcome))?)?;
     let link = pending.open_data(staging)?;
     door.open.store(false, Ordering::Release);
+    if let Some(text) = reservation(door, &hello) {
+        tracing::warn!("{text}");
+        (shared.report)(NodeEventKind::Warning { text });
+    }
     let (alive, writes) = bounded(0);
     earlier.writes = Some(writes);
     shared.tell(News::Linked(Linked { hello, link, alive }));
@@ -161,6 +168,18 @@ fn objection(door: &Door, hello: &Hello) -> Option<String> {
         return Some("this standby serves another primary".to_owned());
     }
     None
+}
+
+/// What the operators should know of a primary that is let in. Not a refusal: a kernel that was upgraded on one host must not keep the guest from being protected, and what runs in the guest now
+/// is in its memory, whatever it was booted from.
+fn reservation(door: &Door, hello: &Hello) -> Option<String> {
+    (hello.boot != door.boot).then(|| {
+        format!(
+            "kernel, initramfs or command line are not those of {}: a guest that reboots after a failover boots what this node ({}) has; \
+             give both the same files and --cmdline, and start this node again",
+            hello.node, door.node
+        )
+    })
 }
 
 fn refuse(pending: StandbyPending, reason: String) -> Result<(), ReplicaError> {
@@ -210,6 +229,7 @@ mod tests {
             node: NodeId("a".to_owned()),
             generation: Generation(3),
             shape,
+            boot: 5,
             verify_memory: false,
             disks: Vec::new(),
         }
@@ -220,6 +240,7 @@ mod tests {
             vm: VmId("vm".to_owned()),
             node: NodeId("b".to_owned()),
             shape: hello().shape,
+            boot: 5,
             verify_memory: false,
             geometry: geometry(1 << 16),
             open: AtomicBool::new(true),
@@ -231,6 +252,17 @@ mod tests {
     #[test]
     fn the_right_primary_is_let_in() {
         assert_eq!(objection(&door(), &hello()), None);
+    }
+
+    #[test]
+    fn a_primary_that_boots_something_else_is_let_in_and_warned_of() {
+        assert_eq!(reservation(&door(), &hello()), None);
+
+        let other = Hello { boot: 6, ..hello() };
+
+        assert_eq!(objection(&door(), &other), None);
+        let text = reservation(&door(), &other).unwrap();
+        assert!(text.contains("--cmdline") && text.contains("reboots"), "{text}");
     }
 
     #[test]

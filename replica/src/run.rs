@@ -43,6 +43,8 @@ pub struct ReplicaConfig {
     pub node: NodeId,
     /// What a primary must match.
     pub shape: GuestShape,
+    /// Digest of what this node would boot the guest from.
+    pub boot: u64,
     /// Time between heartbeats, nanoseconds.
     pub heartbeat_ns: u64,
     /// Silence that means gone, nanoseconds.
@@ -133,6 +135,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
         vm: config.vm.clone(),
         node: config.node.clone(),
         shape: config.shape.clone(),
+        boot: config.boot,
         verify_memory: config.verify_memory,
         geometry,
         open: AtomicBool::new(true),

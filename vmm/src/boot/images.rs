@@ -47,8 +47,8 @@ impl BootImages {
         Ok(BootImages { kernel, initramfs, cmdline: config.cmdline.clone(), digest })
     }
 
-    /// A digest of kernel, initial RAM file system and command line: the two hosts of a guest must agree on it, or the guest would come up as another
-    /// when it reboots after a failover.
+    /// A digest of kernel, initial RAM file system and command line: the two hosts of a guest should agree on it, or the guest would come up as another
+    /// when it reboots after a failover: the standby warns of it.
     #[must_use]
     pub fn digest(&self) -> u64 {
         self.digest
