@@ -136,6 +136,10 @@ impl Worker {
         }
         if let Strike::Fail(errno) = self.strike(if update.is_sync() { Asked::LogSync } else { Asked::LogWrite }) {
             self.struck.push((LOG, -errno));
+            // Asked once, like a call of the system: a second question would have its answer taken for that of the next.
+            if let Some(update) = &mut self.update {
+                update.in_flight = true;
+            }
             return;
         }
         if let Some(entry) = self.update.as_mut().map(|update| update.entry().user_data(LOG)) {
