@@ -363,7 +363,7 @@ fn keep(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
         std::process::exit(1);
     });
     let prepared = prepare::prepare(paths, options.kernels.host_kernel, options.kernels.guest_kernel, false, &tell)?;
-    let host = HostOptions { cpus: options.cpus, memory_mib: options.memory };
+    let host = HostOptions { cpus: options.cpus, memory_mib: options.memory, ..HostOptions::default() };
     let lab = Lab::start(paths, prepared, &LabOptions { name: control::NAME.into(), hosts: options.hosts, host })?;
     if let Ok(lockstep) = paths.lockstep() {
         lab.share(&lockstep, "lockstep")?;

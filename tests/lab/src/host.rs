@@ -53,11 +53,13 @@ pub struct HostOptions {
     pub cpus: u8,
     /// Memory.
     pub memory_mib: u32,
+    /// QEMU's `-cpu`. It must have AMD-V.
+    pub cpu: &'static str,
 }
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { cpus: 1, memory_mib: 1024 }
+        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm" }
     }
 }
 
@@ -152,7 +154,7 @@ impl Host {
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max,+svm",
+            self.options.cpu,
             "-nodefaults",
             "-no-user-config",
             "-display",

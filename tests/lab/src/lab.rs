@@ -9,7 +9,7 @@ use crate::error::LabError;
 use crate::host::{Host, HostOptions, READY_BOUND};
 use crate::net::Network;
 use crate::paths::Paths;
-use crate::prepare::Prepared;
+use crate::prepare::{Bootable, Prepared};
 use crate::run_dir::{RunDir, clean_stale};
 use crate::spawner::Spawner;
 
@@ -46,22 +46,29 @@ impl Lab {
     /// # Errors
     /// Something is missing on the real machine, or a host does not come up.
     pub fn start(paths: &Paths, prepared: Prepared, options: &LabOptions) -> Result<Lab, LabError> {
-        if !(1..=MOST_HOSTS).contains(&options.hosts) {
-            return Err(LabError::Found(format!("a lab has 1 to {MOST_HOSTS} hosts, not {}", options.hosts)));
-        }
+        Lab::start_unlike(paths, prepared, &options.name, &vec![options.host; usize::from(options.hosts)])
+    }
+
+    /// As [`Self::start`], with hosts that are not all alike.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_unlike(paths: &Paths, prepared: Prepared, name: &str, hosts: &[HostOptions]) -> Result<Lab, LabError> {
+        let count = u8::try_from(hosts.len()).ok().filter(|count| (1..=MOST_HOSTS).contains(count));
+        let count = count.ok_or_else(|| LabError::Found(format!("a lab has 1 to {MOST_HOSTS} hosts, not {}", hosts.len())))?;
         let runs = paths.runs()?;
         clean_stale(&runs)?;
-        let directory = RunDir::make(&runs, &options.name)?;
-        let (prepared, network, spawner) = (Arc::new(prepared), Arc::new(Network::new(options.hosts)?), Arc::new(Spawner::new()?));
+        let directory = RunDir::make(&runs, name)?;
+        let (prepared, network, spawner) = (Arc::new(prepared), Arc::new(Network::new(count)?), Arc::new(Spawner::new()?));
         let mut lab = Lab { hosts: Vec::new(), spawner, network, prepared, directory, logs: paths.logs()? };
         lab.share_guest()?;
-        lab.switch_on(options).inspect_err(|_| drop(lab.keep_logs(&options.name)))?;
+        lab.switch_on(hosts).inspect_err(|_| drop(lab.keep_logs(name)))?;
         Ok(lab)
     }
 
-    fn switch_on(&mut self, options: &LabOptions) -> Result<(), LabError> {
-        for number in 1..=options.hosts {
-            let mut host = Host::new(number, options.host, self.directory.path(), &self.network, &self.prepared, &self.spawner)?;
+    fn switch_on(&mut self, hosts: &[HostOptions]) -> Result<(), LabError> {
+        for (number, options) in (1..).zip(hosts) {
+            let mut host = Host::new(number, *options, self.directory.path(), &self.network, &self.prepared, &self.spawner)?;
             host.start()?;
             self.hosts.push(host);
         }
@@ -70,9 +77,21 @@ impl Lab {
 
     /// The stock guest's kernel and initramfs as hosts find them: `/shared/guest/{vmlinux,vmlinuz,initramfs}`.
     fn share_guest(&self) -> Result<(), LabError> {
-        let guest = &self.prepared.guest;
+        self.share_bootable(&self.prepared.guest, "guest")?;
+        self.share_kernel(&self.prepared.guest)
+    }
+
+    /// A stock guest's kernel and initramfs where [`crate::scenario::guest::Stock`] looks for its series.
+    ///
+    /// # Errors
+    /// They cannot be read or written.
+    pub fn share_kernel(&self, guest: &Bootable) -> Result<(), LabError> {
+        self.share_bootable(guest, guest.kernel.series.folder())
+    }
+
+    fn share_bootable(&self, guest: &Bootable, folder: &str) -> Result<(), LabError> {
         for (name, file) in [("vmlinux", &guest.kernel.vmlinux), ("vmlinuz", &guest.kernel.bzimage), ("initramfs", &guest.initramfs)] {
-            self.share(file, &format!("guest/{name}"))?;
+            self.share(file, &format!("{folder}/{name}"))?;
         }
         Ok(())
     }

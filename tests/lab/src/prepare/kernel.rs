@@ -41,6 +41,15 @@ impl Series {
         }
     }
 
+    /// Where a lab's hosts find kernel and initramfs of a guest of this series, below `/shared`.
+    #[must_use]
+    pub fn folder(self) -> &'static str {
+        match self {
+            Series::V6_1 => "guest-6.1",
+            Series::V6_12 => "guest-6.12",
+        }
+    }
+
     /// The version in a package's name, if it is of this series: the plain amd64 kernel, neither cloud nor real time nor debug.
     fn version(self, package: &str) -> Option<&str> {
         let version = package.strip_prefix("linux-image-")?;
@@ -55,6 +64,8 @@ impl Series {
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
 pub struct Kernel {
+    /// Its series.
+    pub series: Series,
     /// `6.12.117+deb12-amd64`.
     pub version: String,
     /// The package's bzImage, as it is.
@@ -66,8 +77,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    fn at(place: &Path, version: &str) -> Kernel {
+    fn at(place: &Path, series: Series, version: &str) -> Kernel {
         Kernel {
+            series,
             version: version.to_owned(),
             bzimage: place.join("vmlinuz"),
             vmlinux: place.join("vmlinux"),
@@ -108,12 +120,12 @@ pub fn prepare(cache: &Path, series: Series, refresh: bool, tell: &dyn Fn(&str))
     };
     let place = ensure(cache, &format!("kernel-linux-image-{version}"), |at| {
         tell(&format!("downloading Debian's kernel {version}"));
-        unpack(at, &version)
+        unpack(at, series, &version)
     })?;
-    Ok(Kernel::at(&place, &version))
+    Ok(Kernel::at(&place, series, &version))
 }
 
-fn unpack(at: &Path, version: &str) -> Result<(), LabError> {
+fn unpack(at: &Path, series: Series, version: &str) -> Result<(), LabError> {
     let io = |what: String| LabError::io(move || what);
     // apt's own user does the download where it may write.
     run(Command::new("apt-get").args(["download", "-qq", &format!("linux-image-{version}")]).current_dir(at), BOUND)?;
@@ -129,7 +141,7 @@ fn unpack(at: &Path, version: &str) -> Result<(), LabError> {
     run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(at), BOUND)?;
     fs::remove_file(&package).map_err(io(format!("remove {}", package.display())))?;
     run(Command::new("/sbin/depmod").arg("-b").arg(at).arg(version), BOUND)?;
-    let kernel = Kernel::at(at, version);
+    let kernel = Kernel::at(at, series, version);
     let packed = at.join("boot").join(format!("vmlinuz-{version}"));
     fs::rename(&packed, &kernel.bzimage).map_err(io(format!("find {}", packed.display())))?;
     let image = fs::read(&kernel.bzimage).map_err(io(format!("read {}", kernel.bzimage.display())))?;

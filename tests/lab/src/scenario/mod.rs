@@ -7,6 +7,7 @@ pub mod clients;
 pub mod course;
 pub mod events;
 pub mod faults;
+pub mod guest;
 pub mod node;
 pub mod report;
 pub mod stock;
@@ -20,13 +21,33 @@ use lockstep::demo::resp::Reply;
 
 use crate::error::LabError;
 use crate::lab::Lab;
+use crate::paths::Paths;
+use crate::prepare::Prepared;
 use clients::Load;
 use course::Course;
-use node::{GuestSpec, NODE_BOUND, Stock};
+use node::{GuestSpec, NODE_BOUND};
 use report::Row;
 
 /// A course under load: stage, (clients, row, times of faults), rounds.
 pub type Run = fn(&mut Course, (&Load<'_>, &mut Row, &mut Vec<u64>), u32) -> Result<(), LabError>;
+
+/// A course that makes its labs itself and needs no load: paths and prepared things, row.
+pub type Own = fn(&Stage<'_>, &mut Row) -> Result<(), LabError>;
+
+/// What an [`Own`] course works with.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage<'a> {
+    /// The scenario's name: that of its labs, and of the logs that are kept.
+    pub name: &'static str,
+    /// Where the lab's things are.
+    pub paths: &'a Paths,
+    /// What hosts and guests boot.
+    pub prepared: &'a Prepared,
+    /// How often whatever can be repeated is.
+    pub rounds: u32,
+    /// Of all random choices.
+    pub seed: u64,
+}
 
 /// One scenario.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +58,8 @@ pub struct Scenario {
     pub guest: fn() -> GuestSpec,
     /// The course.
     pub run: Run,
+    /// Instead of it, one of its own kind.
+    pub own: Option<Own>,
     /// Rounds in the suite.
     pub rounds: u32,
     /// Rounds in the soak.
@@ -54,8 +77,7 @@ const DIRTY_RATE: &str = "500";
 
 /// Redis with every write flushed, on ext4 on a mirrored disk.
 fn redis() -> GuestSpec {
-    let stock = Stock { kernel: "vmlinux", disk: true, services: "redis" };
-    GuestSpec { name: "debian-6.12-redis", memory_mib: 256, cpus: 1, stock: Some(stock), verify: false }
+    GuestSpec::debian("debian-6.12-redis", "redis")
 }
 
 const fn scenario(name: &'static str, run: Run, rounds: u32, soak_rounds: u32) -> Scenario {
@@ -63,6 +85,7 @@ const fn scenario(name: &'static str, run: Run, rounds: u32, soak_rounds: u32) -
         name,
         guest: GuestSpec::built_in,
         run,
+        own: None,
         rounds,
         soak_rounds,
         round_bound: Duration::from_secs(150),

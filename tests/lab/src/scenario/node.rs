@@ -3,18 +3,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lockstep::demo::world::{GUEST_ADDRESS, REPLICATION_PORT};
+use lockstep::demo::world::REPLICATION_PORT;
 use types::Generation;
 use types::event::{NodeEvent, NodeEventKind, Protection, Role};
 
 use super::events::Events;
+pub use super::guest::{Console, Disk, GUEST_MAC, GuestSpec, Image, Stock};
 use crate::command::tail;
 use crate::error::LabError;
 use crate::host::{Host, quoted};
 use crate::net::{Net, address};
 
-/// The guest's hardware address, by which the watch on the client network knows its frames.
-pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x10];
 /// Longest wait for anything a node does. A first copy with a disk takes ten seconds in the lab.
 pub const NODE_BOUND: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(5);
@@ -22,70 +21,6 @@ const TICK: Duration = Duration::from_millis(5);
 const SHOWN: usize = 1500;
 /// Silence after which a peer is held to be gone. Hosts under emulation on two busy cores may stand still for some hundred milliseconds.
 const DETECTION: &str = "1s";
-
-/// Boot parameters that spare a stock guest seconds (of self-tests and mitigations) under two layers of emulation.
-const GUEST_PARAMETERS: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off audit=0 apparmor=0 cryptomgr.notests=1";
-
-/// What runs on the nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestSpec {
-    /// For the report.
-    pub name: &'static str,
-    /// Memory.
-    pub memory_mib: u32,
-    /// Virtual CPUs.
-    pub cpus: u8,
-    /// A stock kernel instead of the built-in guest.
-    pub stock: Option<Stock>,
-    /// `--verify-memory`.
-    pub verify: bool,
-}
-
-/// A stock Linux guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stock {
-    /// File in `/shared/guest`: vmlinux (PVH) or vmlinuz (bzImage).
-    pub kernel: &'static str,
-    /// With its root file system on a mirrored disk; without, it stays in its initramfs.
-    pub disk: bool,
-    /// `lab.services=`.
-    pub services: &'static str,
-}
-
-impl GuestSpec {
-    /// The key-value server that comes with Lockstep.
-    #[must_use]
-    pub fn built_in() -> GuestSpec {
-        GuestSpec { name: "built-in", memory_mib: 32, cpus: 1, stock: None, verify: false }
-    }
-
-    /// The same with all memory compared at every epoch. Little memory: a digest of 64 MiB takes a second under emulation.
-    #[must_use]
-    pub fn verified() -> GuestSpec {
-        GuestSpec { memory_mib: 16, verify: true, ..GuestSpec::built_in() }
-    }
-
-    fn machine(&self, first: bool) -> Vec<(&'static str, String)> {
-        let mac = GUEST_MAC.map(|b| format!("{b:02x}")).join(":");
-        let mut options =
-            vec![("memory", format!("{}M", self.memory_mib)), ("vcpus", self.cpus.to_string()), ("net", format!("tap=tap0,mac={mac}"))];
-        match &self.stock {
-            None => options.push(("cmdline", format!("lockstep.ip={GUEST_ADDRESS}/24 lockstep.cpus={} lockstep.quiet", self.cpus))),
-            Some(stock) => {
-                let root = if stock.disk { " lab.root=/dev/vda" } else { "" };
-                options.push(("kernel", format!("/shared/guest/{}", stock.kernel)));
-                options.push(("initramfs", "/shared/guest/initramfs".into()));
-                options.push(("cmdline", format!("{GUEST_PARAMETERS} lab.ip={GUEST_ADDRESS}/24{root} lab.services={}", stock.services)));
-                if stock.disk {
-                    // The first standby's copy has nothing in common with the primary's that either could know of.
-                    let resync = if first { ",resync=full" } else { "" };
-                    options.push(("disk", format!("path=/dev/vda,log=/data/vda.lockstep{resync}")));
-                }
-            }
-        }
-        options
-    }
-}
 
 /// A node that was started. Its process may have ended since, with its host or by itself.
 #[derive(Debug)]
@@ -123,9 +58,8 @@ impl Node {
         let name = format!("{}.{turn}", host.name());
         let verb = if part == Part::Primary { "run" } else { "standby" };
         let mut options = vec![("vm", "lab".to_owned()), ("node", host.name().to_owned())];
-        options.extend(guest.machine(part == Part::Standby { first: true }));
+        options.extend(guest.node_options(part == Part::Standby { first: true }, &name));
         options.extend([
-            ("console", format!("file:/shared/{name}.console.log")),
             ("arbiter", "file:/arbiter/lab".to_owned()),
             ("standby", replication(peer)),
             ("detection-bound", DETECTION.to_owned()),
@@ -139,9 +73,7 @@ impl Node {
         for (key, value) in options {
             line.push_str(&format!(" --{key} {}", quoted(&value)));
         }
-        if guest.verify {
-            line.push_str(" --verify-memory");
-        }
+        line.push_str(&guest.node_flags());
         let pid = host.spawn(&line, &format!("/shared/{name}.log"))?;
         let events = Events::new(shared.join(format!("{name}.events")));
         Ok(Node { log: shared.join(format!("{name}.log")), name, host: host.number(), pid, events })

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::report::{Row, write};
-use super::{ALL, Scenario, play};
+use super::{ALL, Scenario, Stage, play};
 use crate::error::{LabError, chain};
 use crate::host::HostOptions;
 use crate::lab::{Lab, LabOptions};
@@ -91,6 +91,9 @@ fn one(paths: &Paths, prepared: &Prepared, scenario: &Scenario, options: &SuiteO
     let started = Instant::now();
     let _watchdog = Watchdog::start(paths, scenario, scenario.round_bound * (rounds + 1), rows);
     let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LabError> {
+        if let Some(own) = scenario.own {
+            return own(&Stage { name: scenario.name, paths, prepared, rounds, seed: options.seed }, &mut row);
+        }
         let host = HostOptions { memory_mib: scenario.host_mib, ..HostOptions::default() };
         let lab = Lab::start(paths, prepared.clone(), &LabOptions { name: format!("test-{}", scenario.name), hosts: 2, host })?;
         lab.share(&paths.lockstep()?, "lockstep")?;
