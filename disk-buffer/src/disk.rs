@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use types::Epoch;
@@ -20,6 +20,7 @@ use types::block::{
 
 use crate::changes::file::{LogFile, beside};
 use crate::changes::format::{Header, ImageFile};
+use crate::emptiness::Emptiness;
 use crate::engine::faults::Faults;
 use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
@@ -34,6 +35,10 @@ use crate::standby::Following;
 
 /// A standby makes its copy durable, and a primary clears regions, this often: a second's writes are quickly copied again, and more often would cost flushes for nothing.
 pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
+
+/// A protected primary whose disk has answered nothing of what the guest asked for so long gives up its role, as for an error: the standby can serve. Linux gives a real disk 30 s for one command
+/// (SD_TIMEOUT) before it begins to recover it, and a guest complains after 120 s (hung_task).
+pub const HANG_BOUND: Duration = Duration::from_secs(30);
 
 /// How long a call that has to make something durable waits for the medium: far above what a loaded disk takes.
 pub(crate) const MEDIUM_BOUND: Duration = Duration::from_secs(30);
@@ -81,8 +86,12 @@ pub(crate) struct State {
     guest: usize,
     /// A request was turned away.
     pub(crate) starved: bool,
+    /// When the guest last had an answer, or asked when nothing was in flight.
+    progress: Instant,
     /// Requests that failed while protected.
     pub(crate) parked: Vec<(u64, i32)>,
+    /// The role was given up because of a medium that hangs.
+    pub(crate) hung: bool,
     /// Epoch and settling in which a region was last written, since the first epoch.
     pub(crate) last_written: HashMap<u32, (Epoch, u64)>,
     /// Newest epoch that the standby reported durable; perhaps not committed here yet.
@@ -107,12 +116,14 @@ pub(crate) struct State {
 pub(crate) struct Inner {
     pub(crate) index: DiskIndex,
     pub(crate) image: Arc<Image>,
+    emptiness: Emptiness,
     info: BlockInfo,
     mode: Mode,
     content: Option<u64>,
     pub(crate) limits: Limits,
     pub(crate) settle: Duration,
     pub(crate) hot_ticks: u64,
+    hang: Duration,
     pub(crate) engine: Engine,
     pub(crate) log: Mutex<Option<LogFile>>,
     pub(crate) state: Mutex<State>,
@@ -132,13 +143,15 @@ pub struct Tuning {
     pub settle: Duration,
     /// How many settlings a region stays marked after its last write; usually 10.
     pub hot_ticks: u64,
+    /// Instead of [`HANG_BOUND`].
+    pub hang: Duration,
     /// Faults that the engine meets.
     pub faults: Option<Arc<dyn Faults>>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, faults: None }
+        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, hang: HANG_BOUND, faults: None }
     }
 }
 
@@ -168,7 +181,7 @@ impl Disk {
     /// # Errors
     /// As [`Disk::open`].
     pub fn open_with(index: DiskIndex, options: &DiskOptions, tuning: Tuning) -> Result<Disk, DiskError> {
-        let Tuning { limits, settle, hot_ticks, faults } = tuning;
+        let Tuning { limits, settle, hot_ticks, hang, faults } = tuning;
         let limits = limits.validate()?;
         if options.mode == Mode::Shared {
             return Err(DiskError::SharedUnfenced(options.path.clone()));
@@ -192,7 +205,9 @@ impl Disk {
             phase: Phase::Idle,
             guest: 0,
             starved: false,
+            progress: Instant::now(),
             parked: Vec::new(),
+            hung: false,
             last_written: HashMap::new(),
             peer_durable: Epoch::NONE,
             peer_settled: Epoch::NONE,
@@ -207,12 +222,14 @@ impl Disk {
         let inner = Arc::new(Inner {
             index,
             image,
+            emptiness: Emptiness::default(),
             info,
             mode: options.mode,
             content,
             limits,
             settle,
             hot_ticks,
+            hang,
             engine,
             log: Mutex::new(log.map(|(log, _)| log)),
             state: Mutex::new(state),
@@ -253,7 +270,7 @@ impl Disk {
     /// What this copy is, to be told to the other host.
     ///
     /// # Errors
-    /// When it has to be looked at whether the image is empty, and it cannot be read; when a data generation that is due since a strike-out still cannot be written down.
+    /// When it has to be looked at whether the image is empty, and that is not known yet ([`DiskError::Looking`]) or it cannot be read; when a data generation that is due since a strike-out still cannot be written down.
     pub fn identity(&self) -> Result<Identity, DiskError> {
         let inner = &self.inner;
         if inner.lock().outdated {
@@ -275,7 +292,8 @@ impl Disk {
             base: header.base,
             joining: header.joining,
             state: header.state,
-            empty: unknown && !inner.info.read_only && inner.image.is_empty()?,
+            // Of no account where it may be overwritten anyway, and at a primary, which has begun a line of data of its own.
+            empty: unknown && !inner.info.read_only && !overwrite && inner.emptiness.ask(inner.index, &inner.image)?,
             overwrite,
             content: inner.content,
             changed: inner.engine.marked().map(|set| set.runs()).unwrap_or_default(),
@@ -309,6 +327,9 @@ impl Disk {
                 pressure = state.take_write(write)?;
             } else if !state.is_primary() {
                 return Err(Full);
+            }
+            if state.guest == 0 {
+                state.progress = Instant::now();
             }
             state.guest += 1;
             let reply = {
@@ -467,11 +488,25 @@ impl Inner {
         let _ = self.event.write(1);
     }
 
+    /// Gives the role up when a protected primary's medium has hung for too long. The requests stay in flight, as those that fail do.
+    pub(crate) fn watch_hang(&self) {
+        {
+            let mut state = self.lock();
+            let hangs = matches!(state.phase, Phase::Protected(_)) && state.guest > 0 && state.progress.elapsed() >= self.hang;
+            if !hangs || std::mem::replace(&mut state.hung, true) {
+                return;
+            }
+            tracing::error!(disk = %self.index, requests = state.guest, bound = ?self.hang, "the disk hangs while a standby can serve; this node gives up its role");
+        }
+        self.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(io::Error::from_raw_os_error(libc::ETIMEDOUT)) });
+    }
+
     /// The engine's answer to a request of the guest.
     fn guest_done(&self, tag: u64, answer: Answer) {
         let room = {
             let mut state = self.lock();
             state.guest -= 1;
+            state.progress = Instant::now();
             if let (Err(errno), Phase::Protected(_)) = (&answer, &state.phase) {
                 state.parked.push((tag, *errno));
                 let first = state.parked.len() == 1;

@@ -170,6 +170,20 @@ impl Disks {
         self.disks.iter().zip(plans).zip(primary).try_for_each(|((disk, plan), primary)| disk.join(plan, primary, generation))
     }
 
+    /// [`Disk::wait_wiped`] of each, within the bound together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
+        let until = Instant::now() + bound;
+        for disk in self.iter() {
+            if !disk.wait_wiped(until.saturating_duration_since(Instant::now()))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// [`Disk::stage`] of each, with its own of the writes, in their order.
     ///
     /// # Errors

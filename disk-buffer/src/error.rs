@@ -184,6 +184,16 @@ pub enum DiskError {
         /// How.
         source: io::Error,
     },
+    /// It is being looked at whether a disk that Lockstep has never used is empty.
+    #[error(
+        "{disk}: whether it is empty, so that it may be overwritten, is not known yet ({percent} % of it are looked at); it is asked again, or give resync=full for it"
+    )]
+    Looking {
+        /// Which.
+        disk: DiskIndex,
+        /// How far it has come.
+        percent: u64,
+    },
     /// Committed writes could not be applied in time.
     #[error("{disk}: what is committed was not applied within {bound:?}; the medium hangs")]
     Slow {

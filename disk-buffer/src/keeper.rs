@@ -4,7 +4,9 @@
 //! Not here: any decision that a guest or a commit waits for.
 
 use std::io;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use types::Epoch;
 
@@ -30,6 +32,7 @@ enum Task {
 
 pub(crate) fn run(disk: &Arc<Inner>) {
     loop {
+        disk.watch_hang();
         let session;
         let task = {
             let mut state = disk.lock();
@@ -100,7 +103,21 @@ fn wait<'a>(disk: &'a Inner, state: std::sync::MutexGuard<'a, State>) -> std::sy
 }
 
 fn flush(disk: &Inner) -> io::Result<()> {
-    disk.engine.call(Op::Flush, Way { direct: false, mark: false }, MEDIUM_BOUND).map(drop)
+    let (answer, wait) = sync_channel(1);
+    // An engine that has ended gives the reply back: dropped, it hangs up.
+    drop(disk.engine.submit(Op::Flush, Way { direct: false, mark: false }, Box::new(move |result| drop(answer.send(result)))));
+    let until = Instant::now() + MEDIUM_BOUND;
+    loop {
+        match wait.recv_timeout(disk.settle) {
+            Ok(result) => return result.map(drop).map_err(io::Error::from_raw_os_error),
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::from_raw_os_error(libc::EIO)),
+            // It may be that the medium hangs, and this thread is the one that looks.
+            Err(RecvTimeoutError::Timeout) => disk.watch_hang(),
+        }
+        if Instant::now() >= until {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+    }
 }
 
 fn settle(disk: &Arc<Inner>, session: u64, applied: Epoch, first: Option<(DataId, DataId)>) -> io::Result<()> {

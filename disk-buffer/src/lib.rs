@@ -20,6 +20,7 @@
 //! | the primary's disk, while protected | nothing: the request stays in flight, the primary gives up its role, the standby executes it on its own disk |
 //! | the primary's disk, unprotected | an input/output error, as from a real disk. A flush that failed once fails for good: what was lost is not known (Linux drops the pages) |
 //! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected |
+//! | a disk or log that hangs without an error | as an error, after [`disk::HANG_BOUND`] without an answer: the primary gives up its role, or the standby is struck out; unprotected, the guest waits |
 //! | the change log's medium | as the disk itself: without the log a write must not be made |
 //!
 //! What a standby applies is in regions that the primary's log marked before the epoch was sent ([`marking`]): both hosts may stop. A returning host's uncommitted writes are in regions that its own log marked before they were made; the resync overwrites them before its copy counts as consistent. A copy half overwritten says so
@@ -38,6 +39,7 @@ pub mod changes;
 pub mod copy;
 pub mod disk;
 pub mod disks;
+mod emptiness;
 pub mod engine;
 mod error;
 mod hooks;

@@ -226,6 +226,7 @@ fn end_link(state: &mut State) -> Ended {
     }
     state.phase = Phase::Alone;
     state.session += 1;
+    state.hung = false;
     state.last_written.clear();
     state.peer_durable = Epoch::NONE;
     state.peer_settled = Epoch::NONE;

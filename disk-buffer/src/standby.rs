@@ -26,6 +26,8 @@ pub const BACKLOG_REQUESTS: usize = 512;
 pub const BACKLOG_BYTES: usize = 32 << 20;
 /// Piece of the copy's wiping: `Op::Zero` may have to write it.
 const WIPE_BYTES: u64 = 64 << 20;
+/// Pieces of it under way: one for the medium, one that is there when it is done.
+const WIPE_AHEAD: usize = 2;
 
 /// Where a standby's copy is.
 #[derive(Debug)]
@@ -51,6 +53,10 @@ pub(crate) struct Following {
     backlog_bytes: usize,
     /// Zeros of the copy that were not handed to the engine yet: the next block may be more of them.
     zeros: Range<u64>,
+    /// What of a full copy's disk is still to be made zeros, before anything is copied.
+    wipe: Range<u64>,
+    /// Pieces of it that are under way.
+    wiping: usize,
     /// An epoch is being handed to the engine: it is not carried out wholly even if nothing is missing at the moment.
     submitting: bool,
 }
@@ -71,6 +77,8 @@ impl Following {
             backlog_requests: 0,
             backlog_bytes: 0,
             zeros: 0..0,
+            wipe: 0..0,
+            wiping: 0,
             submitting: false,
         }
     }
@@ -86,12 +94,17 @@ impl Following {
     }
 
     fn idle(&self) -> bool {
-        self.backlog_requests == 0 && self.under_way.is_empty()
+        self.backlog_requests == 0 && self.under_way.is_empty() && self.wiped()
+    }
+
+    fn wiped(&self) -> bool {
+        self.wipe.is_empty() && self.wiping == 0
     }
 }
 
 impl Disk {
-    /// This copy joins a primary with this plan: it says durably that it is incomplete, before its first byte changes. Before the primary is answered. For a full copy it is made to read as zeros.
+    /// This copy joins a primary with this plan: it says durably that it is incomplete, before its first byte changes. Before the primary is answered. For a full copy it is made to
+    /// read as zeros, in the background: a medium that cannot do that quickly takes as long as it takes to write ([`Disk::wait_wiped`]).
     /// `generation` is that in which the primary runs the guest; [`DiskEvent::Durable`] names it.
     ///
     /// # Errors
@@ -100,6 +113,10 @@ impl Disk {
         let inner = &self.inner;
         if let Plan::Refuse(refusal) = plan {
             return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
+        }
+        if let Phase::Standby(following) = &mut inner.lock().phase {
+            // An earlier full copy did not come that far.
+            following.wipe = 0..0;
         }
         // What an earlier primary had committed is finished first.
         let state = inner.wait_idle(MEDIUM_BOUND)?;
@@ -120,10 +137,36 @@ impl Disk {
         inner.turn(state, header, |state, written| {
             if written {
                 state.overwrite = false;
-                state.phase = Phase::Standby(Following::new(primary.id, primary.current, generation));
+                let mut following = Following::new(primary.id, primary.current, generation);
+                following.wipe = 0..if full { inner.info_bytes() } else { 0 };
+                state.phase = Phase::Standby(following);
             }
         })?;
-        if full { self.wipe() } else { Ok(()) }
+        for _ in 0..WIPE_AHEAD {
+            inner.wipe_on();
+        }
+        Ok(())
+    }
+
+    /// Waits until a full copy's disk reads as zeros; `false` when that takes longer than `bound`. True at once for any other copy. Before the first [`Disk::sync_block`], which else waits for it.
+    ///
+    /// # Errors
+    /// [`DiskError::Failed`].
+    pub fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
+        let until = Instant::now() + bound;
+        let mut state = self.inner.lock();
+        loop {
+            match &state.phase {
+                Phase::Standby(following) if !following.wiped() => {}
+                Phase::Failed(_) => return Err(self.inner.wrong_phase("taking the copy", &state)),
+                _ => return Ok(true),
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            state = self.inner.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
     }
 
     /// Takes a block of the copy: up to 4096 bytes at `offset`, `None` for zeros. What lies beyond the end of the disk is dropped. Waits for room; an error of the medium is found later.
@@ -136,6 +179,9 @@ impl Disk {
         let len = data.map_or(PAGE_SIZE, <[u8]>::len) as u64;
         if offset >= bytes || !offset.is_multiple_of(512) {
             return Err(DiskError::OutOfRange { disk: inner.index, offset, len, bytes });
+        }
+        if !self.wait_wiped(MEDIUM_BOUND)? {
+            return Err(DiskError::Slow { disk: inner.index, bound: MEDIUM_BOUND });
         }
         let len = len.min(bytes - offset);
         let zeros = match data.filter(|data| !is_zero(data)) {
@@ -278,22 +324,44 @@ impl Disk {
             }
         })
     }
-
-    /// Makes the whole image read as zeros.
-    fn wipe(&self) -> Result<(), DiskError> {
-        let inner = &self.inner;
-        let bytes = inner.info_bytes();
-        let mut offset = 0;
-        while offset < bytes {
-            let len = (bytes - offset).min(WIPE_BYTES);
-            inner.apply(Op::Zero { offset, len, unmap: true }, None)?;
-            offset += len;
-        }
-        Ok(())
-    }
 }
 
 impl Inner {
+    /// Hands the next piece to be wiped to the engine. Each piece's answer brings the next: nobody waits.
+    fn wipe_on(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let session = state.session;
+        let Phase::Standby(following) = &mut state.phase else { return };
+        if following.wipe.is_empty() {
+            return;
+        }
+        let offset = following.wipe.start;
+        let len = (following.wipe.end - offset).min(WIPE_BYTES);
+        following.wipe.start += len;
+        following.wiping += 1;
+        let inner = Arc::downgrade(self);
+        let reply = Box::new(move |answer: Answer| {
+            let Some(inner) = inner.upgrade() else { return };
+            let mut state = inner.lock();
+            let same = state.session == session;
+            if let (Phase::Standby(following), true) = (&mut state.phase, same) {
+                following.wiping -= 1;
+            }
+            drop(state);
+            inner.changed.notify_all();
+            match answer {
+                Ok(_) if same => inner.wipe_on(),
+                Ok(_) => {}
+                Err(errno) => inner.fail(io::Error::from_raw_os_error(errno), "wiping it"),
+            }
+        });
+        let ended = self.engine.submit(Op::Zero { offset, len, unmap: true }, Way { direct: false, mark: false }, reply).is_err();
+        drop(state);
+        if ended {
+            self.fail(io::Error::from_raw_os_error(libc::EIO), "the engine");
+        }
+    }
+
     /// Hands one change to the engine, of an epoch or of the copy, when there is room.
     fn apply(self: &Arc<Self>, op: Op, epoch: Option<Epoch>) -> Result<(), DiskError> {
         let payload = match &op {

@@ -43,6 +43,12 @@ pub(crate) fn run(mut thread: DataThread, mut receiver: Box<dyn DataReceiver>) {
             return;
         }
     }
+    // Here, where the link can be given up meanwhile: a large disk that cannot be zeroed quickly takes minutes. A disk that fails says so itself.
+    while let Ok(false) = thread.shared.disks.wait_wiped(LINK_POLL) {
+        if thread.gone.load(Ordering::Acquire) {
+            return;
+        }
+    }
     let gone = Arc::clone(&thread.gone);
     let cause = receive_until(&gone, |poll| receiver.receive(poll), |slot| thread.take(slot, &mut assembler));
     // Nothing is written any more.
