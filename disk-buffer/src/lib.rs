@@ -52,6 +52,7 @@ pub mod plan;
 mod primary;
 pub mod record;
 pub mod regions;
+pub mod shared;
 pub mod standby;
 
 pub use copy::{CopyPiece, DiskCopy};

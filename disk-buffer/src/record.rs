@@ -161,16 +161,39 @@ impl Record {
         self.last_sealed = self.sealed.back().map_or(self.last_released, |(newest, _)| *newest);
     }
 
-    /// Everything up to `epoch` is committed: it is the standby's now. An epoch that was not sealed releases nothing.
-    pub fn release(&mut self, epoch: Epoch) {
+    /// Everything up to `epoch` is committed: it is the standby's now, and leaves the record, in order. An epoch that was not sealed releases nothing.
+    pub fn release(&mut self, epoch: Epoch) -> Vec<(Epoch, Arc<Vec<DiskWrite>>)> {
+        let mut released = Vec::new();
         if epoch > self.last_sealed {
-            return;
+            return released;
         }
-        while let Some((_, writes)) = self.sealed.pop_front_if(|(sealed, _)| *sealed <= epoch) {
+        while let Some((sealed, writes)) = self.sealed.pop_front_if(|(sealed, _)| *sealed <= epoch) {
             self.bytes -= writes.iter().map(DiskWrite::payload).sum::<usize>();
             self.writes -= writes.len();
+            released.push((sealed, writes));
         }
         self.last_released = self.last_released.max(epoch);
+        released
+    }
+
+    /// Everything that is recorded, in order: no commit will come for it.
+    #[must_use]
+    pub fn into_writes(mut self) -> Vec<DiskWrite> {
+        let first = self.last_released.next();
+        self.unseal(first);
+        self.open
+    }
+
+    /// Nothing was recorded since the last sealing.
+    #[must_use]
+    pub fn open_is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Nothing is recorded that is not committed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.writes == 0
     }
 
     /// Newest epoch that was sealed, and not given up.
