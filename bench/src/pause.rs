@@ -105,7 +105,7 @@ fn measure_point(context: &Context<'_>, pages: u64) -> Result<Point, BenchError>
             disks: None,
             epoch: Epoch(turn as u64 + 1),
             generation: Generation(1),
-            verify: false,
+            verify: None,
         };
         let captured = capture(&order, buffer, &mut set).map_err(|(error, _)| error)?;
         buffer = captured.buffer;

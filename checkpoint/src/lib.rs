@@ -21,6 +21,7 @@ pub mod map;
 pub mod message;
 pub mod shape;
 pub mod tail;
+pub mod verify;
 pub mod wire;
 
 pub use assemble::{Admitted, AssembleError, Assembler, CompleteEpoch};
@@ -30,7 +31,8 @@ pub use epoch_parts::{EpochInput, EpochParts};
 pub use map::GuestMap;
 pub use message::Message;
 pub use shape::{GuestBus, GuestShape};
-pub use tail::{EpochTail, MemoryDigest, TailRef};
+pub use tail::{EpochTail, TailRef};
+pub use verify::{MemoryDigest, VerifyMemory};
 pub use wire::{DiskBlock, PartHeader, PartKind};
 
 /// One guest page.

@@ -72,6 +72,23 @@ impl GuestMap {
         self.ranges.iter().map(|range| range.end - range.start).sum()
     }
 
+    /// `count` of these pages from the `first`-th on, or as many as there are, without disks.
+    #[must_use]
+    pub fn slice(&self, first: u64, count: u64) -> GuestMap {
+        let end = first.saturating_add(count);
+        let mut before = 0;
+        let mut ranges = Vec::new();
+        for range in &self.ranges {
+            let len = range.end - range.start;
+            let (from, to) = (first.clamp(before, before + len), end.clamp(before, before + len));
+            if from < to {
+                ranges.push(range.start + (from - before)..range.start + (to - before));
+            }
+            before += len;
+        }
+        GuestMap { ranges, disks: Vec::new() }
+    }
+
     /// The ranges of page numbers, ascending.
     #[must_use]
     pub fn ranges(&self) -> &[Range<u64>] {

@@ -15,9 +15,10 @@ use types::{Epoch, Generation, NodeId, VmId};
 
 use crate::codec::{self, CodecError};
 use crate::shape::GuestShape;
+use crate::verify::VerifyMemory;
 
 /// The version of the control protocol, and the only one accepted.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Largest message, bytes: the longest is a `Hello` with its names, some network ports and the disks' change logs in short form.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
@@ -104,8 +105,8 @@ pub struct Hello {
     pub shape: GuestShape,
     /// Digest of the kernel, initramfs and command line that the primary boots its guest from. A standby with others is warned of, not refused: nothing depends on it until the guest reboots.
     pub boot: u64,
-    /// Every epoch's tail will carry a digest of all memory, to be compared.
-    pub verify_memory: bool,
+    /// What of memory every epoch's tail will carry a digest of, to be compared.
+    pub verify_memory: VerifyMemory,
     /// What the primary says of its copies of the disks, as the disk-buffer describes them (encoded: this crate does not know them).
     pub disks: Vec<u8>,
 }

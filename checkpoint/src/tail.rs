@@ -1,7 +1,7 @@
-//! The tail of an epoch: machine state, pending output, disk writes and, on request, the digest of all memory.
+//! The tail of an epoch: machine state, pending output, disk writes and, on request, the digest of a window of memory.
 //!
-//! Lives here: its structure and its bytes. Not here: how it is spread over parts (`epoch_parts`), and the epoch digest, which the encoder adds behind
-//! it. Guards S4 (output and disk writes of a committed epoch are at the standby), S5 (`--verify-memory`) and S7 (no disk write reaches outside its disk).
+//! Lives here: its structure and its bytes. Not here: how it is spread over parts (`epoch_parts`), the epoch digest, which the encoder adds behind
+//! it, and what a digest of memory covers (`verify`). Guards S4 (output and disk writes of a committed epoch are at the standby), S5 (`--verify-memory`) and S7 (no disk write reaches outside its disk).
 //!
 //! Long byte strings are written as bytes, not as sequences of numbers: a tail is on the way of every commit.
 
@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use types::block::{DiskIndex, DiskWrite, SECTOR};
 use types::{Gfn, Output, OutputPort};
 
-use crate::Page;
 use crate::codec::{self, CodecError};
-use crate::digest::page_digest;
 use crate::map::GuestMap;
+use crate::verify::{MemoryDigest, RegionDigest, WrongWindow};
 
 /// What an epoch carries beside pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +20,7 @@ pub struct EpochTail {
     pub machine: Vec<u8>,
     /// The output of the epoch, in order.
     pub output: Vec<Output>,
-    /// Digest of all guest memory at the end of the epoch, with `--verify-memory`.
+    /// Digest of the epoch's window of guest memory at its end, with `--verify-memory`.
     pub memory: Option<MemoryDigest>,
     /// What the guest changed on its disks in the epoch, in order.
     pub disks: Vec<DiskWrite>,
@@ -79,21 +78,30 @@ impl EpochTail {
         }
     }
 
+    /// Whether the digest of memory covers just `window`, which both nodes know from the setting and the epoch's number; `None`: there must be none. To be asked
+    /// before the epoch is committed: a peer that names memory of its own choice would have this node digest what is not there, or never compare the rest.
+    ///
+    /// # Errors
+    /// [`WrongWindow`].
+    pub fn check_memory(&self, window: Option<&GuestMap>) -> Result<(), WrongWindow> {
+        let wanted = window.map(GuestMap::ranges).unwrap_or_default();
+        let named = self.memory.as_ref().map(MemoryDigest::ranges).unwrap_or_default();
+        let same = window.is_some() == self.memory.is_some() && named.iter().cloned().eq(wanted.iter().map(|range| Some(range.clone())));
+        if same {
+            Ok(())
+        } else {
+            Err(WrongWindow { named: named.len(), pages: self.memory.as_ref().map_or(0, MemoryDigest::pages), wanted: wanted.to_vec() })
+        }
+    }
+
     /// A tail from its bytes.
     ///
     /// # Errors
     /// [`CodecError`].
     pub fn decode(bytes: &[u8]) -> Result<EpochTail, CodecError> {
         let wire: OwnedTail = codec::decode(bytes)?;
-        let memory = wire.memory.map(|regions| MemoryDigest {
-            regions: regions
-                .into_iter()
-                .map(|region| RegionDigest {
-                    first: region.first,
-                    pages: region.pages.0.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
-                })
-                .collect(),
-        });
+        let memory = wire.memory.map(|regions| regions.into_iter().map(WireRegion::digests).collect::<Result<_, _>>()).transpose()?;
+        let memory = memory.map(|regions| MemoryDigest { regions });
         let output = wire.output.into_iter().map(|(port, bytes)| Output { port, bytes: bytes.0 }).collect();
         Ok(EpochTail { machine: wire.machine.0, output, memory, disks: wire.disks })
     }
@@ -124,85 +132,6 @@ impl TailRef<'_> {
     }
 }
 
-/// A digest of every page of guest memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemoryDigest {
-    regions: Vec<RegionDigest>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct RegionDigest {
-    first: Gfn,
-    pages: Vec<u32>,
-}
-
-/// The first difference between two memories.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MemoryDifference {
-    /// The memories do not have the same pages.
-    #[error("the two memories are laid out differently: {ours} pages here, {theirs} there")]
-    Layout {
-        /// Pages of this one.
-        ours: u64,
-        /// Pages of the other.
-        theirs: u64,
-    },
-    /// A page differs.
-    #[error("page {first} differs (digest {ours:#010x} here, {theirs:#010x} there), and {count} pages in all")]
-    Pages {
-        /// The first page that differs.
-        first: Gfn,
-        /// Its digest here.
-        ours: u32,
-        /// Its digest there.
-        theirs: u32,
-        /// How many pages differ.
-        count: u64,
-    },
-}
-
-impl MemoryDigest {
-    /// Digests every page of `map`; `page` returns a page's content. (Memory that may not be borrowed: [`MemoryDigest::of_digests`].)
-    pub fn compute<'p>(map: &GuestMap, mut page: impl FnMut(Gfn) -> &'p Page) -> MemoryDigest {
-        MemoryDigest::of_digests(map, |gfn| page_digest(page(gfn)))
-    }
-
-    /// Made from every page's digest ([`page_digest`]), as `digest` returns it.
-    pub fn of_digests(map: &GuestMap, mut digest: impl FnMut(Gfn) -> u32) -> MemoryDigest {
-        let region = |range: &std::ops::Range<u64>| RegionDigest {
-            first: Gfn(range.start),
-            pages: range.clone().map(|gfn| digest(Gfn(gfn))).collect(),
-        };
-        MemoryDigest { regions: map.ranges().iter().map(region).collect() }
-    }
-
-    /// Number of pages.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.regions.iter().map(|region| region.pages.len() as u64).sum()
-    }
-
-    /// Compares this memory with the peer's.
-    ///
-    /// # Errors
-    /// [`MemoryDifference`], naming the first page that differs.
-    pub fn compare(&self, theirs: &MemoryDigest) -> Result<(), MemoryDifference> {
-        let layout = |digest: &MemoryDigest| digest.regions.iter().map(|r| (r.first, r.pages.len())).collect::<Vec<_>>();
-        if layout(self) != layout(theirs) {
-            return Err(MemoryDifference::Layout { ours: self.pages(), theirs: theirs.pages() });
-        }
-        let mut differing = self.digests().zip(theirs.digests()).filter(|((_, ours), (_, theirs))| ours != theirs);
-        let Some(((first, ours), (_, theirs))) = differing.next() else {
-            return Ok(());
-        };
-        Err(MemoryDifference::Pages { first, ours, theirs, count: 1 + differing.count() as u64 })
-    }
-
-    fn digests(&self) -> impl Iterator<Item = (Gfn, u32)> + '_ {
-        self.regions.iter().flat_map(|region| region.pages.iter().zip(region.first.0..).map(|(digest, gfn)| (Gfn(gfn), *digest)))
-    }
-}
-
 #[derive(Serialize)]
 struct BorrowedTail<'a> {
     machine: BytesRef<'a>,
@@ -223,6 +152,17 @@ struct OwnedTail {
 struct WireRegion {
     first: Gfn,
     pages: Bytes,
+}
+
+impl WireRegion {
+    fn digests(self) -> Result<RegionDigest, CodecError> {
+        match self.pages.0.as_chunks() {
+            (digests, []) => {
+                Ok(RegionDigest { first: self.first, pages: digests.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect() })
+            }
+            (_, rest) => Err(CodecError::Trailing { what: "a digest of memory", extra: rest.len() }),
+        }
+    }
 }
 
 /// Bytes that serialise as one byte string.

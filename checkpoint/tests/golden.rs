@@ -6,7 +6,7 @@ use checkpoint::codec;
 use checkpoint::delta::{DeltaOutcome, encode_delta};
 use checkpoint::digest::{EpochChain, bytes_digest};
 use checkpoint::message::{Hello, InputFrame, Message, MessageError, Welcome, decode, encode};
-use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestBus, GuestShape, MemoryDigest};
+use checkpoint::{DiskBlock, Encoder, EncoderConfig, EpochInput, EpochTail, GuestBus, GuestShape, MemoryDigest, VerifyMemory};
 use support::map;
 use types::block::{DiskChange, DiskIndex, DiskWrite};
 use types::cpu::{CpuLeaf, GuestCpu};
@@ -154,7 +154,7 @@ fn the_bytes_of_a_tail() {
         concat!(
             "03010203",                         // machine
             "02000504eeeeeeee01026f6b",         // output
-            "0102000400000000fbe80304e8030000", // memory
+            "0102000400000000fbe80304e8030000", // digests of two windows of memory: first frame, digests
             "0301fb00100002d1d2",               // disks: data
             "00fb000201fb000401",               // zeroes
             "000002fb0002"                      // discard
@@ -165,41 +165,42 @@ fn the_bytes_of_a_tail() {
 #[test]
 fn the_bytes_of_the_control_messages() {
     let hello = Message::Hello(Hello {
-        protocol: 2,
+        protocol: 3,
         vm: VmId("shop".into()),
         node: NodeId("a".into()),
         generation: Generation(3),
         shape: shape(),
         boot: 0x0102_0304_0506_0708,
-        verify_memory: true,
+        verify_memory: VerifyMemory::Window { pages: 300 },
         disks: vec![0xd0, 0xd1],
     });
     let cases = [
         (
             hello,
             concat!(
-                "4c4b020000020473686f70016103", // magic, protocol, Hello; VM, node, generation
+                "4c4b030000030473686f70016103", // magic, protocol, Hello; VM, node, generation
                 "fc000000100201020000000001",   // memory, vCPUs, ports
                 "010004686f7374",               // on PCI, without random numbers; the CPU: "host"
                 "01010000000500",               // one leaf
                 "0110030401",                   // one register, capabilities, TSC
                 "fd0807060504030201",           // what it boots from
-                "0102d0d1"                      // with digests of memory; disks
+                "02fb2c01",                     // with digests of windows of so many pages
+                "02d0d1"                        // disks
             ),
         ),
         (
             Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20, disks: vec![0xd2] }),
-            "4c4b0200010162fb2c01fc0000100001d2",
+            "4c4b0300010162fb2c01fc0000100001d2",
         ),
-        (Message::Refuse { reason: "no".into() }, "4c4b020002026e6f"),
-        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b02000303fbfb00"),
-        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0200040309"),
-        (Message::Durable { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b020005030109"),
-        (Message::Recorded { generation: Generation(3) }, "4c4b02000603"),
-        (Message::Shutdown { reason: "off".into() }, "4c4b020007036f6666"),
+        (Message::Refuse { reason: "no".into() }, "4c4b030002026e6f"),
+        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b03000303fbfb00"),
+        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0300040309"),
+        (Message::Durable { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b030005030109"),
+        (Message::Recorded { generation: Generation(3) }, "4c4b03000603"),
+        (Message::Shutdown { reason: "off".into() }, "4c4b030007036f6666"),
         (
             Message::Input { generation: Generation(3), frames: vec![InputFrame { epoch: Epoch(7), port: 1, bytes: vec![0xab, 0xcd] }] },
-            "4c4b0200080301070102abcd",
+            "4c4b0300080301070102abcd",
         ),
     ];
     for (message, expected) in cases {
@@ -217,7 +218,7 @@ fn the_bytes_of_the_control_messages() {
 fn messages_of_another_protocol_or_size_are_refused_by_name() {
     let mut bytes = encode(&Message::Recorded { generation: Generation(3) }).unwrap();
     bytes[2] = 9;
-    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 9, ours: 2 })));
+    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 9, ours: 3 })));
     assert!(decode(&bytes).unwrap_err().to_string().contains("control protocol 9"));
     assert!(matches!(decode(b"GET / HTTP/1.1"), Err(MessageError::NotAMessage)));
     assert!(matches!(decode(&[0; 70_000]), Err(MessageError::TooLarge { bytes: 70_000 })));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use checkpoint::message::{self, Hello, Message, PROTOCOL};
-use checkpoint::{GuestShape, codec};
+use checkpoint::{GuestShape, VerifyMemory, codec};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use disk_buffer::{Disks, Identity as DiskIdentity, Plan};
 use transport::{Geometry, PrimaryLink};
@@ -32,7 +32,7 @@ pub(crate) struct Identity {
     pub(crate) node: NodeId,
     pub(crate) shape: GuestShape,
     pub(crate) boot: u64,
-    pub(crate) verify_memory: bool,
+    pub(crate) verify_memory: VerifyMemory,
 }
 
 /// A link that is ready.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use checkpoint::{GuestMap, VerifyMemory};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use types::clock::monotonic_ns;
 use types::event::NodeEventKind;
@@ -24,7 +25,9 @@ pub(crate) struct EpochThread {
     pub(crate) shared: Arc<Shared>,
     pub(crate) orders: Receiver<Order>,
     pub(crate) pool: Pool,
-    pub(crate) verify: bool,
+    /// What of memory each epoch digests, and the guest's memory.
+    pub(crate) verify: VerifyMemory,
+    pub(crate) map: GuestMap,
     /// What a guest that asks for a reset boots from.
     pub(crate) images: Arc<BootImages>,
 }
@@ -165,7 +168,7 @@ impl<'m> Loop<'m> {
             disks: Some(&shared.disks),
             epoch,
             generation,
-            verify: self.thread.verify,
+            verify: self.thread.verify.window(&self.thread.map, generation, epoch),
         };
         match capture::capture(&order, buffer, &mut set) {
             Ok(captured) => {

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use checkpoint::GuestShape;
 use checkpoint::encode::EncoderConfig;
 use checkpoint::message::{self, Message};
+use checkpoint::{GuestMap, GuestShape, VerifyMemory};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use disk_buffer::Disks;
 use failover::client::ArbiterClient;
@@ -63,8 +63,8 @@ pub struct PrimaryConfig {
     pub policy: Policy,
     /// Pages remembered for deltas; 0: none.
     pub delta_pages: usize,
-    /// Send a digest of all memory with every epoch.
-    pub verify_memory: bool,
+    /// What of memory a digest is sent of with every epoch.
+    pub verify_memory: VerifyMemory,
     /// For how long a guest whose node is told to stop may shut itself down after its power button was pressed, nanoseconds; 0: it is stopped at once.
     pub power_button_ns: u64,
 }
@@ -165,7 +165,8 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let epoch_thread = {
         let verify = setup.config.verify_memory;
         let pool = Pool { free, give: give.clone() };
-        let thread = EpochThread { shared: Arc::clone(&shared), orders, pool, verify, images: Arc::clone(&setup.images) };
+        let map = GuestMap::new(setup.machine.slots().slots().iter().map(|slot| slot.first.0..slot.first.0 + slot.pages));
+        let thread = EpochThread { shared: Arc::clone(&shared), orders, pool, verify, map, images: Arc::clone(&setup.images) };
         spawn("epoch", move || epoch::run(thread))?
     };
     let (wanted, wants) = bounded(1);

@@ -1,5 +1,7 @@
 //! The apply thread: brings verified pages into guest memory and verified disk writes on their way to the disks, in order, off the commit path.
 //!
+//! With `--verify-memory` the epoch's window of guest memory is compared with the primary's when the epoch is applied, and before the next one is.
+//!
 //! Lives here: writing pages, and remembering what the newest applied epoch left (machine state, recent output). Not here: what may be applied (only what
 //! [`crate::core`] let pass comes here). Guards S2: an epoch is applied whole or the standby counts as spoilt, and never activates.
 
@@ -20,10 +22,11 @@ use types::{Epoch, Gfn, Output, OutputPort, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 
-use crate::backlog::Permit;
+use crate::backlog::{Permit, Permits};
 use crate::core::Event;
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
+use crate::verified::Verified;
 
 /// Output of so many of the newest epochs is kept to be sent again: more than a primary can have in flight, so everything that is committed and perhaps
 /// not released is among it.
@@ -31,10 +34,8 @@ const KEPT_EPOCHS: usize = 32;
 
 /// Work for the apply thread.
 pub(crate) enum Job {
-    /// A committed epoch, the room that its disk writes take, and when it was here.
-    Epoch(Box<CompleteEpoch<Slot>>, Permit, Instant),
-    /// A whole epoch that must be compared before it may be committed (`--verify-memory`): answered with the difference, if there is one.
-    Compare(Box<MemoryDigest>, Sender<Result<(), String>>),
+    /// A committed epoch, the room that is counted for it, and when it was here.
+    Epoch(Box<CompleteEpoch<Slot>>, Permits, Instant),
     /// A new primary: forget what the last one left, and say when everything before is done.
     Forget(Sender<()>),
     /// The standby's life is over.
@@ -111,17 +112,17 @@ impl Writer {
 }
 
 impl Writer {
-    /// Digests of every page.
-    fn digest(&mut self) -> Result<MemoryDigest, String> {
-        let Writer { memory, map, page, .. } = self;
+    /// Compares a window of memory with the primary's. Its pages exist: the epoch's window was checked when it came.
+    fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), ReplicaError> {
+        let Writer { memory, page, .. } = self;
         let mut failed = None;
-        let digest = MemoryDigest::of_digests(map, |gfn| {
+        let ours = MemoryDigest::of_digests(&theirs.window(), |gfn| {
             if let Err(error) = memory.read_slice(&mut page[..], GuestAddress(gfn.address())) {
-                failed = Some(format!("page {gfn} cannot be read: {error}"));
+                failed = Some(ReplicaError::Page { gfn, reason: error.to_string() });
             }
             page_digest(page)
         });
-        failed.map_or(Ok(digest), Err)
+        failed.map_or_else(|| ours.compare(theirs).map_err(ReplicaError::Memory), Err)
     }
 }
 
@@ -133,20 +134,21 @@ struct Applier {
     arrived: Option<Instant>,
     console: Option<Box<dyn Write + Send>>,
     output: VecDeque<Vec<Output>>,
+    verified: Verified,
 }
 
 /// Runs until [`Job::Stop`].
 pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option<Box<dyn Write + Send>>, jobs: &Receiver<Job>) {
     let writer = Writer::new(memory, Arc::clone(&shared.disks), shared.map.clone());
-    let mut applier = Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, console, output: VecDeque::new() };
+    let verified = Verified::new(Arc::clone(&shared.report), shared.map.pages());
+    let mut applier =
+        Applier { shared, writer, epoch: Epoch::NONE, machine: Vec::new(), arrived: None, console, output: VecDeque::new(), verified };
     for job in jobs {
         match job {
-            Job::Epoch(complete, permit, arrived) => applier.epoch(*complete, permit, arrived),
-            Job::Compare(theirs, answer) => {
-                let _ = answer.send(applier.compare(&theirs));
-            }
-            Job::Stop => return,
+            Job::Epoch(complete, permits, arrived) => applier.epoch(*complete, permits, arrived),
+            Job::Stop => return applier.verified.over(),
             Job::Forget(done) => {
+                applier.verified.over();
                 applier.epoch = Epoch::NONE;
                 applier.machine.clear();
                 applier.output.clear();
@@ -154,6 +156,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
                 let _ = done.send(());
             }
             Job::Yield(answer) => {
+                applier.verified.over();
                 let held = Held {
                     epoch: applier.epoch,
                     machine: std::mem::take(&mut applier.machine),
@@ -167,19 +170,13 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
 }
 
 impl Applier {
-    fn epoch(&mut self, complete: CompleteEpoch<Slot>, permit: Permit, arrived: Instant) {
+    fn epoch(&mut self, mut complete: CompleteEpoch<Slot>, permits: Permits, arrived: Instant) {
         let epoch = complete.epoch;
-        // First: the disks work beside this thread.
-        if let Err(error) = self.write_disks(epoch, complete.tail.disks, permit) {
+        let Permits { writes, comparing } = permits;
+        if let Err(error) = self.bring_in(&mut complete, writes) {
             self.spoilt(epoch, &error);
-            return;
-        }
-        for slot in complete.parts {
-            if let Err(error) = self.writer.part(&slot) {
-                self.spoilt(epoch, &error);
-                return;
-            }
-            types::fault::reach(types::fault::Point::MidApply);
+            // Not before that is told: whoever waits for it is about to tell of a link's loss.
+            return drop(comparing);
         }
         self.epoch = epoch;
         self.machine = complete.tail.machine;
@@ -193,6 +190,23 @@ impl Applier {
         let _ = self.shared.raise(Event::Applied { epoch });
     }
 
+    /// Brings the epoch into memory and on its way to the disks, and compares its window.
+    fn bring_in(&mut self, complete: &mut CompleteEpoch<Slot>, writes: Permit) -> Result<(), ReplicaError> {
+        // First: the disks work beside this thread.
+        self.write_disks(complete.epoch, std::mem::take(&mut complete.tail.disks))?;
+        // They count among what the disks themselves have queued now.
+        drop(writes);
+        for slot in complete.parts.drain(..) {
+            self.writer.part(&slot)?;
+            types::fault::reach(types::fault::Point::MidApply);
+        }
+        if let Some(theirs) = &complete.tail.memory {
+            self.writer.compare(theirs)?;
+            self.verified.add(theirs.pages());
+        }
+        Ok(())
+    }
+
     /// Committed console output may be seen here as well as at the primary.
     fn show(&mut self, output: &[Output]) {
         if let Some(console) = &mut self.console {
@@ -204,20 +218,13 @@ impl Applier {
     }
 
     /// Hands the epoch's writes to the disks; waits while those have too much to do.
-    fn write_disks(&self, epoch: Epoch, writes: Vec<DiskWrite>, permit: Permit) -> Result<(), ReplicaError> {
+    fn write_disks(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), ReplicaError> {
         let disks = &self.shared.disks;
-        disks.stage(epoch, writes).and_then(|()| disks.commit(epoch))?;
-        // They count among what the disks themselves have queued now.
-        drop(permit);
-        Ok(())
-    }
-
-    fn compare(&mut self, theirs: &MemoryDigest) -> Result<(), String> {
-        self.writer.digest()?.compare(theirs).map_err(|difference| difference.to_string())
+        Ok(disks.stage(epoch, writes).and_then(|()| disks.commit(epoch))?)
     }
 
     fn spoilt(&self, epoch: Epoch, error: &ReplicaError) {
-        tracing::error!(%epoch, %error, "guest memory is of no epoch any more; this standby will not activate");
+        tracing::error!(%epoch, %error, "guest memory is of no epoch; this standby will not activate from it");
         let _ = self.shared.raise(Event::ApplyFailed { epoch });
         self.shared.tell(News::Spoilt { reason: format!("epoch {epoch} could not be applied: {error}") });
     }

@@ -1,19 +1,18 @@
 //! The data thread of one link: parts in, verified, assembled, committed.
 //!
 //! Lives here: the way of a part from its slot to a commit. Not here: applying (`apply.rs`). Guards S2: nothing is believed before its digest is right, nothing is
-//! committed before it is whole. (With `--verify-memory` the comparison of all memory comes after the commit: a difference ends this standby.)
+//! committed before it is whole. (With `--verify-memory` the comparison of memory comes after the commit, off its path: a difference ends this standby.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use checkpoint::{Assembler, CompleteEpoch, Part, PartKind};
+use checkpoint::{Assembler, CompleteEpoch, Part, PartKind, VerifyMemory};
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 use transport::pump::{LINK_POLL, receive_until};
 use transport::{ControlSender, DataReceiver, Slot};
-use types::block::DiskWrite;
 use types::{Epoch, Generation};
 
-use crate::apply::{Job, Writer};
+use crate::apply::Writer;
 use crate::core::Event;
 use crate::greet::Alive;
 use crate::shared::{News, Shared};
@@ -25,7 +24,7 @@ pub(crate) struct DataThread {
     pub(crate) generation: Generation,
     pub(crate) control: Arc<dyn ControlSender>,
     pub(crate) gone: Arc<AtomicBool>,
-    pub(crate) verify_memory: bool,
+    pub(crate) verify: VerifyMemory,
     /// For parts of the first copy, which are applied as they come: a slot is free again at once, so that the copy needs few of them.
     pub(crate) writer: Writer,
     /// Says when nothing of an earlier link is left to be applied: the first copy goes to memory directly and must come after it.
@@ -53,6 +52,8 @@ pub(crate) fn run(mut thread: DataThread, mut receiver: Box<dyn DataReceiver>) {
     let cause = receive_until(&gone, |poll| receiver.receive(poll), |slot| thread.take(slot, &mut assembler));
     // Nothing is written any more.
     drop(thread.alive);
+    // Before the link's loss is told: the role machine must not ask to take over with a memory that is about to be found wrong.
+    thread.shared.comparing.empty(LINK_POLL, || !gone.load(Ordering::Acquire));
     if let Some(cause) = cause {
         thread.shared.tell(News::LinkLost { link: thread.link, cause });
     }
@@ -88,40 +89,20 @@ impl DataThread {
         let (shared, epoch) = (&self.shared, complete.epoch);
         // Before the commit: what is committed must be possible to apply.
         complete.tail.check_disks(&shared.map).map_err(|error| self.refused(&error.to_string()))?;
-        let memory = complete.tail.memory.clone();
-        let written = complete.tail.disks.iter().map(DiskWrite::payload).sum();
-        let Some(permit) = shared.backlog.enter(written, LINK_POLL, || !self.gone.load(Ordering::Acquire)) else {
+        let window = self.verify.window(&shared.map, complete.generation, epoch);
+        complete.tail.check_memory(window.as_ref()).map_err(|error| self.refused(&error.to_string()))?;
+        let Some(permits) = shared.room(&complete.tail, || !self.gone.load(Ordering::Acquire)) else {
             return Ok(());
         };
         if epoch == Epoch::NONE.next() {
             let (done, answered) = bounded(1);
-            shared.tell(News::FirstEpoch { link: self.link, complete, permit, done });
+            shared.tell(News::FirstEpoch { link: self.link, complete, permits, done });
             // Answered, or dropped with the link: later epochs must not be committed before this one.
             let _ = answered.recv();
         } else {
-            shared.commit(complete, permit, self.control.as_ref())?;
+            shared.commit(complete, permits, self.control.as_ref())?;
         }
-        match memory {
-            Some(memory) if self.verify_memory => self.verify(epoch, Box::new(memory)),
-            _ => Ok(()),
-        }
-    }
-
-    /// Compares all of guest memory with the primary's after the epoch is applied. The next epoch waits: this is for tests and for finding faults.
-    fn verify(&self, epoch: Epoch, memory: Box<checkpoint::MemoryDigest>) -> Result<(), String> {
-        // Behind the epoch itself in the apply thread's queue.
-        let (answer, difference) = bounded(1);
-        self.shared.apply(Job::Compare(memory, answer));
-        match difference.recv() {
-            Ok(Err(difference)) => {
-                tracing::error!(%epoch, difference, "the standby's memory is not the primary's");
-                let _ = self.shared.raise(Event::ApplyFailed { epoch });
-                // Before the link's loss is told: the role machine must not ask to take over with this.
-                self.shared.tell(News::Spoilt { reason: format!("memory differs from the primary's at epoch {epoch}: {difference}") });
-                Err(format!("memory differs at epoch {epoch}: {difference}"))
-            }
-            Ok(Ok(())) | Err(_) => Ok(()),
-        }
+        Ok(())
     }
 
     fn refused(&self, why: &str) -> String {

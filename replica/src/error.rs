@@ -1,6 +1,6 @@
 //! What ends a standby, or keeps it from starting. The loss of a primary is not an error.
 
-use checkpoint::{codec::CodecError, message::MessageError};
+use checkpoint::{codec::CodecError, message::MessageError, verify::MemoryDifference};
 use disk_buffer::DiskError;
 use transport::TransportError;
 use types::{Epoch, Gfn};
@@ -40,6 +40,11 @@ pub enum ReplicaError {
         /// Why.
         reason: String,
     },
+    /// Guest memory is not the primary's (`--verify-memory`).
+    #[error(
+        "the standby's memory is not the primary's: {0}; a checkpoint was not complete, or memory of one of the hosts fails: please report it, with both logs"
+    )]
+    Memory(#[source] MemoryDifference),
     /// Granted, but there is nothing whole to activate from.
     #[error("granted, but no whole epoch is applied (committed {committed}, applied {applied}); the guest is lost on this node")]
     NothingToActivate {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use checkpoint::GuestShape;
 use checkpoint::message::{self, Hello, Message, PROTOCOL, Welcome};
+use checkpoint::{GuestShape, VerifyMemory};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use transport::tcp::Listener;
 use transport::{Geometry, Staging, StandbyLink, StandbyPending};
@@ -63,7 +63,7 @@ pub(crate) struct Door {
     pub(crate) shape: GuestShape,
     /// Digest of what this node would boot the guest from.
     pub(crate) boot: u64,
-    pub(crate) verify_memory: bool,
+    pub(crate) verify_memory: VerifyMemory,
     pub(crate) geometry: Geometry,
     /// No primary is linked, and none has been lost that may have to be replaced.
     pub(crate) open: AtomicBool,
@@ -162,7 +162,8 @@ fn objection(door: &Door, hello: &Hello) -> Option<String> {
         return Some(format!("the machines differ (here is the standby): {difference}"));
     }
     if hello.verify_memory != door.verify_memory {
-        return Some("--verify-memory must be given to both nodes or to neither".to_owned());
+        let (ours, theirs) = (door.verify_memory, hello.verify_memory);
+        return Some(format!("--verify-memory is {ours} here and {theirs} at the peer: it must be the same at both nodes"));
     }
     if !door.open.load(Ordering::Acquire) {
         return Some("this standby serves another primary".to_owned());
@@ -230,7 +231,7 @@ mod tests {
             generation: Generation(3),
             shape,
             boot: 5,
-            verify_memory: false,
+            verify_memory: VerifyMemory::Off,
             disks: Vec::new(),
         }
     }
@@ -241,7 +242,7 @@ mod tests {
             node: NodeId("b".to_owned()),
             shape: hello().shape,
             boot: 5,
-            verify_memory: false,
+            verify_memory: VerifyMemory::Off,
             geometry: geometry(1 << 16),
             open: AtomicBool::new(true),
             generation: AtomicU64::new(3),
@@ -274,7 +275,7 @@ mod tests {
             ("is over", |h| h.generation = Generation(2)),
             ("memory", |h| h.shape.memory_bytes = 1),
             ("CPU", |h| h.shape.cpu.model = "d".to_owned()),
-            ("verify", |h| h.verify_memory = true),
+            ("--verify-memory is off here and 1024K at the peer", |h| h.verify_memory = VerifyMemory::Window { pages: 256 }),
         ];
         for (word, change) in wrong {
             let mut hello = hello();

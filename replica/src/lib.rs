@@ -25,6 +25,7 @@ mod greet;
 mod input;
 mod run;
 mod shared;
+mod verified;
 
 pub use error::ReplicaError;
 pub use run::{Activated, Outcome, ReplicaConfig, Setup, run};

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use checkpoint::message::{self, Message};
-use checkpoint::{CompleteEpoch, GuestMap, GuestShape};
+use checkpoint::{CompleteEpoch, GuestMap, GuestShape, VerifyMemory};
 use crossbeam::channel::{Receiver, bounded, unbounded};
 use disk_buffer::Disks;
 use failover::client::ArbiterClient;
@@ -24,7 +24,7 @@ use vmm::Machine;
 
 use crate::activate::activate;
 use crate::apply::{self, Job};
-use crate::backlog::Permit;
+use crate::backlog::Permits;
 use crate::control::{self, ControlThread};
 use crate::core::{Event, Standby};
 use crate::data::{self, DataThread};
@@ -49,8 +49,8 @@ pub struct ReplicaConfig {
     pub heartbeat_ns: u64,
     /// Silence that means gone, nanoseconds.
     pub bound_ns: u64,
-    /// Compare all of memory at every epoch.
-    pub verify_memory: bool,
+    /// What of memory is compared at every epoch.
+    pub verify_memory: VerifyMemory,
 }
 
 /// Everything a standby works with.
@@ -240,8 +240,8 @@ impl RoleThread {
         match news {
             News::Linked(linked) => self.linked(linked),
             News::LinkLost { link, cause } if self.is_current(link) => self.peer_gone(cause),
-            News::FirstEpoch { link, complete, permit, done } if self.is_current(link) => {
-                self.first_epoch(complete, permit);
+            News::FirstEpoch { link, complete, permits, done } if self.is_current(link) => {
+                self.first_epoch(complete, permits);
                 let _ = done.send(());
             }
             News::Recorded { link, generation } if self.is_current(link) => self.raise(RoleEvent::Recorded { generation }),
@@ -259,12 +259,12 @@ impl RoleThread {
     }
 
     /// The first epoch of a link is committed here, so that the role machine knows that there is something to take over with before anybody else does.
-    fn first_epoch(&mut self, complete: CompleteEpoch<Slot>, permit: Permit) {
+    fn first_epoch(&mut self, complete: CompleteEpoch<Slot>, permits: Permits) {
         let Some(link) = &self.link else { return };
         let control = Arc::clone(&link.control);
         let epoch: Epoch = complete.epoch;
         self.raise(RoleEvent::Committed { epoch });
-        match self.shared.commit(complete, permit, control.as_ref()) {
+        match self.shared.commit(complete, permits, control.as_ref()) {
             Ok(Some(epoch)) => tracing::info!(%epoch, "the first epoch is committed"),
             Ok(None) => {}
             Err(cause) => self.peer_gone(cause),
@@ -323,7 +323,7 @@ impl RoleThread {
             generation,
             control: Arc::clone(&link.control_tx),
             gone: Arc::clone(&gone),
-            verify_memory: self.config.verify_memory,
+            verify: self.config.verify_memory,
             writer: apply::Writer::new(Arc::clone(self.machine.memory()), Arc::clone(&self.shared.disks), self.shared.map.clone()),
             ready,
             alive,
@@ -332,6 +332,9 @@ impl RoleThread {
         let control = ControlThread { shared: Arc::clone(&self.shared), link: number, gone: Arc::clone(&gone) };
         let detector = Detector::new(self.config.heartbeat_ns, self.config.bound_ns, now);
         self.link = Some(LinkState { number, control: link.control_tx, gone, detector, sequence: 0 });
+        if let epochs @ 1.. = self.config.verify_memory.turn(&self.shared.map) {
+            tracing::info!(epochs, "memory is compared with the primary's: all of it once in so many epochs");
+        }
         self.raise(RoleEvent::PrimaryLinked { generation });
         let spawned = spawn("data", move || data::run(data, link.data))
             .and_then(|_| spawn("control", move || control::run(&control, link.control_rx)));

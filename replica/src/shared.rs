@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use checkpoint::message::{self, Message};
-use checkpoint::{CompleteEpoch, GuestMap};
+use checkpoint::{CompleteEpoch, EpochTail, GuestMap, MemoryDigest};
 use crossbeam::channel::Sender;
 use disk_buffer::Disks;
+use transport::pump::LINK_POLL;
 use transport::{ControlSender, Slot};
+use types::block::DiskWrite;
 use types::event::Report;
 use types::{Epoch, Generation};
 
 use crate::apply::Job;
-use crate::backlog::{Backlog, Permit};
+use crate::backlog::{self, Backlog, Permits};
 use crate::core::{Action, Event, LinkFault, Standby};
 use crate::disks::Reporter;
 use crate::input::Received;
@@ -25,7 +27,7 @@ pub(crate) enum News {
     /// The link failed or broke a rule.
     LinkLost { link: u64, cause: String },
     /// The first epoch is whole; the role thread commits it, so that the role machine knows first.
-    FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, permit: Permit, done: Sender<()> },
+    FirstEpoch { link: u64, complete: CompleteEpoch<Slot>, permits: Permits, done: Sender<()> },
     /// The record names this standby.
     Recorded { link: u64, generation: Generation },
     /// Guest memory is of no epoch any more.
@@ -41,7 +43,9 @@ pub(crate) struct Shared {
     /// Where news of the disks go.
     pub(crate) reporter: Reporter,
     /// Disk writes that are committed and not handed on yet.
-    pub(crate) backlog: Arc<Backlog>,
+    pub(crate) writes: Arc<Backlog>,
+    /// Pages whose comparison is to come (`--verify-memory`).
+    pub(crate) comparing: Arc<Backlog>,
     pub(crate) report: Report,
     staging: Mutex<Standby>,
     received: Mutex<Received>,
@@ -59,7 +63,8 @@ impl Shared {
             map,
             disks,
             reporter: Reporter::default(),
-            backlog: Arc::default(),
+            writes: Backlog::new(backlog::WRITES),
+            comparing: Backlog::new(backlog::COMPARING),
             report,
             staging,
             received,
@@ -67,6 +72,14 @@ impl Shared {
             role,
             heard_ns: AtomicU64::new(types::clock::monotonic_ns()),
         })
+    }
+
+    /// Room for what is to be done with an epoch after its commit; `None`: `still` said that nobody waits for it any more.
+    pub(crate) fn room(&self, tail: &EpochTail, still: impl Fn() -> bool) -> Option<Permits> {
+        let written = tail.disks.iter().map(DiskWrite::payload).sum();
+        let compared = tail.memory.as_ref().map_or(0, MemoryDigest::pages) as usize;
+        let writes = self.writes.enter(written, LINK_POLL, &still)?;
+        Some(Permits { writes, comparing: self.comparing.enter(compared, LINK_POLL, &still)? })
     }
 
     /// The staging machine.
@@ -92,14 +105,14 @@ impl Shared {
     }
 
     /// Commits a whole epoch: says so, then hands it on to be applied. The lock is held while it is said: after the order to stop committing, which
-    /// takes the lock, nothing more is said. `permit` goes on with the epoch, or is given back here.
+    /// takes the lock, nothing more is said. `permits` go on with the epoch, or are given back here.
     ///
     /// # Errors
     /// The fault for which the link must be dropped, in words.
     pub(crate) fn commit(
         &self,
         complete: CompleteEpoch<Slot>,
-        permit: Permit,
+        permits: Permits,
         control: &dyn ControlSender,
     ) -> Result<Option<Epoch>, String> {
         let arrived = Instant::now();
@@ -127,7 +140,7 @@ impl Shared {
             self.received().committed(epoch);
             // Before the lock is let go: whoever stops the commits next finds every committed epoch in the apply thread's queue. That is unbounded, and so
             // never waits; each epoch in it holds a staging slot, which bounds it.
-            self.apply(Job::Epoch(Box::new(complete), permit, arrived));
+            self.apply(Job::Epoch(Box::new(complete), permits, arrived));
         }
         drop(staging);
         Ok(committed.then_some(epoch))
@@ -149,9 +162,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use checkpoint::EpochTail;
     use crossbeam::channel::unbounded;
-    use transport::pump::LINK_POLL;
+    use types::block::{DiskChange, DiskIndex};
 
     use super::*;
 
@@ -163,8 +175,20 @@ mod tests {
         }
     }
 
+    /// With a disk write and a digest of memory.
     fn complete(epoch: u64) -> CompleteEpoch<Slot> {
-        CompleteEpoch { generation: Generation(1), epoch: Epoch(epoch), parts: Vec::new(), tail: EpochTail::default() }
+        let write = DiskWrite { disk: DiskIndex(0), offset: 0, change: DiskChange::Data([7; 512].into()) };
+        let memory = MemoryDigest::of_digests(&GuestMap::new(std::iter::once(0..1)), |_| 0);
+        let tail = EpochTail { disks: vec![write], memory: Some(memory), ..EpochTail::default() };
+        CompleteEpoch { generation: Generation(1), epoch: Epoch(epoch), parts: Vec::new(), tail }
+    }
+
+    fn room(shared: &Shared, complete: &CompleteEpoch<Slot>) -> Permits {
+        shared.room(&complete.tail, || true).expect("room")
+    }
+
+    fn waiting(shared: &Shared) -> (bool, bool) {
+        (shared.writes.waiting() > 0, shared.comparing.waiting() > 0)
     }
 
     #[test]
@@ -180,14 +204,15 @@ mod tests {
             let (role, _news) = unbounded();
             let shared = Shared::new(GuestMap::new(std::iter::once(0..1)), Arc::default(), Arc::new(|_| {}), apply, role);
             *shared.staging() = Standby::new(Generation(1));
-            let permit = shared.backlog.enter(1 << 20, LINK_POLL, || true).unwrap();
+            let complete = complete(epoch);
+            let permits = room(&shared, &complete);
             before(&shared);
 
-            let committed = shared.commit(complete(epoch), permit, &Silent);
+            let committed = shared.commit(complete, permits, &Silent);
 
             assert!(!matches!(committed, Ok(Some(_))), "{what}");
             assert!(jobs.is_empty(), "{what}");
-            assert_eq!(shared.backlog.waiting(), 0, "{what}");
+            assert_eq!(waiting(&shared), (false, false), "{what}");
         }
     }
 
@@ -197,15 +222,21 @@ mod tests {
         let (role, news) = unbounded();
         let shared = Shared::new(GuestMap::new(std::iter::once(0..1)), Arc::default(), Arc::new(|_| {}), apply, role);
         *shared.staging() = Standby::new(Generation(1));
-        let enter = || shared.backlog.enter(1, LINK_POLL, || true).unwrap();
-        shared.commit(complete(1), enter(), &Silent).unwrap();
+        let whole = || {
+            let complete = complete(1);
+            let permits = room(&shared, &complete);
+            (complete, permits)
+        };
+        let (complete, permits) = whole();
+        shared.commit(complete, permits, &Silent).unwrap();
         let (done, _answered) = crossbeam::channel::bounded(1);
-        shared.tell(News::FirstEpoch { link: 1, complete: complete(1), permit: enter(), done });
-        assert_eq!(shared.backlog.waiting(), 2);
+        let (complete, permits) = whole();
+        shared.tell(News::FirstEpoch { link: 1, complete, permits, done });
+        assert_eq!(waiting(&shared), (true, true));
 
         drop(news.recv());
         drop(jobs.recv());
 
-        assert_eq!(shared.backlog.waiting(), 0);
+        assert_eq!(waiting(&shared), (false, false));
     }
 }

@@ -10,16 +10,19 @@ pub mod options;
 mod pairs;
 pub mod resolve;
 pub mod units;
+mod verify;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use checkpoint::VerifyMemory;
 use types::{NodeId, VmId};
 
 pub use disk::{DiskConfig, DiskMode, Resync};
 pub use options::NodeOptions;
 pub use resolve::{ConfigError, Verb};
+pub use verify::VerifyOption;
 
 /// Everything a node (one host's process for one VM) needs to know. Made by [`NodeOptions::resolve`]; every value is within its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +45,8 @@ pub struct NodeConfig {
     pub dirty_tracking: DirtyTracking,
     /// Bytes of previous page contents the primary keeps to send deltas against; 0 = no deltas.
     pub delta_cache_bytes: u64,
-    /// Compare a digest of all guest memory at both ends at every epoch.
-    pub verify_memory: bool,
+    /// What of guest memory is compared at both ends at every epoch.
+    pub verify_memory: VerifyMemory,
     /// Where [`types::event::NodeEvent`]s go, one JSON object a line.
     pub events: Option<Sink>,
     /// Where the guest's serial console goes.

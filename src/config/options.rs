@@ -12,7 +12,7 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 
 use super::disk::DiskOption;
 use super::units::{ByteSize, Span};
-use super::{Backing, BusOption, CpuModel, DirtyTracking, TransportKind};
+use super::{Backing, BusOption, CpuModel, DirtyTracking, TransportKind, VerifyOption};
 
 /// Options of `lockstep run` and `lockstep standby`, and keys of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
@@ -101,9 +101,9 @@ pub struct NodeOptions {
     /// Memory for previous page contents, to send deltas against; 0 sends none [default: 64M]
     #[arg(long, value_name = "SIZE", help_heading = "Epochs")]
     pub delta_cache: Option<ByteSize>,
-    /// Compare a digest of all guest memory at both ends at every epoch (slow)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true, help_heading = "Epochs")]
-    pub verify_memory: Option<bool>,
+    /// Compare guest memory at both ends: SIZE of it at every epoch, in turn (1M costs little), or with no value all of it (slow) [default: off]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "all", require_equals = true, help_heading = "Epochs")]
+    pub verify_memory: Option<VerifyOption>,
 
     /// Write events as JSON lines to PATH; `-` is standard output
     #[arg(long, value_name = "PATH", help_heading = "Output")]

@@ -59,7 +59,7 @@ pub enum ConfigError {
     },
 }
 
-fn value(key: &'static str, given: impl ToString, why: impl Into<String>) -> ConfigError {
+pub(super) fn value(key: &'static str, given: impl ToString, why: impl Into<String>) -> ConfigError {
     ConfigError::Value { key, given: given.to_string(), why: why.into() }
 }
 
@@ -148,7 +148,7 @@ impl NodeOptions {
             epochs,
             dirty_tracking: self.dirty_tracking.unwrap_or(DirtyTracking::Auto),
             delta_cache_bytes,
-            verify_memory: self.verify_memory.unwrap_or(false),
+            verify_memory: self.verify_memory.unwrap_or_default().resolve()?,
             events,
             console,
         })

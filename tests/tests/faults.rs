@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use lockstep::demo::world::Host;
 use lockstep_tests::e2e::clients::{Clients, under_load};
-use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, prove_memory};
+use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, dirty_in_sequence, prove_memory};
 use lockstep_tests::e2e::{Spec, Watchdog};
 use types::Generation;
+use types::event::NodeEventKind;
 
 /// Bound of a whole test here.
 const TEST: Duration = Duration::from_secs(120);
@@ -68,7 +69,7 @@ fn dies_under_load(point: &str) {
         return;
     }
     let _watchdog = Watchdog::new(TEST);
-    // Without --verify-memory, whose comparison makes epochs wait for each other: here several of them are to be under way.
+    // Without --verify-memory, whose comparison of all memory makes epochs wait for each other: here several of them are to be under way.
     let lab = Lab::new(program::lockstep(), Guest { vcpus: 2, verify: false, ..Guest::default() });
     let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a").dying(point, UNDER_LOAD), &Spec::standby(Host::B, "b"));
     let mut guest = lab.connect();
@@ -147,4 +148,48 @@ fn a_standby_that_dies_after_its_grant_leaves_nobody_who_runs_an_old_state() {
     fresh.until_ready();
     assert_eq!(fresh.activations(), []);
     assert_eq!(lab.frames_released(Host::B), silent, "nothing of the guest is heard again");
+}
+
+/// Of the window in the test below.
+const WINDOW_PAGES: u64 = 1024;
+
+#[test]
+fn a_page_that_a_checkpoint_missed_is_found_within_a_turn_and_the_guest_protected_anew() {
+    if !lab::available() {
+        return;
+    }
+    let _watchdog = Watchdog::new(TEST);
+    let lab = Lab::new(program::lockstep(), Guest { verify: false, ..Guest::default() });
+    let window = "verify-memory=4M";
+    let (mut a, mut b) =
+        lab.pair(&Spec::primary(Host::A, "a").dying("miss-page", 1).flag(window), &Spec::standby(Host::B, "b").flag(window));
+    let mut guest = lab.connect();
+    let generation = a.until_protected(0);
+    // In sequence and not for long: no page is written a second time, which would have it sent after all.
+    dirty_in_sequence(&mut guest, 20_000);
+    lab.until_logged("a", "a page is left out of the epoch");
+    dirty_in_sequence(&mut guest, 0);
+    under_load(&lab, Clients::default(), |load| {
+        lab.until_logged("b", "the standby's memory is not the primary's");
+        // Copied anew, and compared on.
+        assert_eq!(a.until_alone(generation), generation.next());
+        let gone = a.peers_gone()[0].0;
+        a.until_protected(gone);
+        let (verified, all) = b.until("memory to be compared", |e| match e.what {
+            NodeEventKind::MemoryVerified { pages, guest_pages } if e.at_ns > gone => Some((pages, guest_pages)),
+            _ => None,
+        });
+        assert!(verified >= WINDOW_PAGES && verified.is_multiple_of(WINDOW_PAGES) && all == 64 << 8, "{verified} of {all}");
+        load.until_more(SOME);
+    });
+    assert_eq!(a.peers_gone().len(), 1, "only what was missed is found");
+
+    let word_after = |log: &str, words: &str| {
+        let from = log.split(words).nth(1).expect("it was logged");
+        from.chars().skip_while(|c| *c != '0').take_while(|c| c.is_ascii_alphanumeric()).collect::<String>()
+    };
+    let missed = word_after(&lab.log("a"), "page=");
+    assert_eq!(word_after(&lab.log("b"), "not the primary's: page "), missed, "named");
+    assert_eq!(b.activations(), []);
+    prove_memory(&mut guest);
 }

@@ -236,7 +236,7 @@ fn a_primary_that_compares_memory_is_refused_by_a_standby_that_does_not() {
     b.until_ready();
     lab.guest.verify = true;
     let _a = lab.start(&Spec::primary(Host::A, "a"));
-    lab.until_logged("a", "--verify-memory must be given to both nodes");
+    lab.until_logged("a", "--verify-memory is off here and all at the peer");
 }
 
 #[test]

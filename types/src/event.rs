@@ -115,6 +115,14 @@ pub enum NodeEventKind {
         /// What, and what to do.
         text: String,
     },
+    /// A standby has compared memory with its primary's since the last such line, and found it equal (`--verify-memory`). All of memory was verified
+    /// `pages / guest_pages` times over.
+    MemoryVerified {
+        /// Pages that were compared.
+        pages: u64,
+        /// Pages of guest memory.
+        guest_pages: u64,
+    },
     /// The guest asked for a reset, or triple-faulted, and boots again.
     GuestReset,
     /// The guest ended by itself: it powered off.

@@ -1,6 +1,6 @@
-//! Fault points: places where a test can have the process die as if the host had, at the worst possible moment.
+//! Fault points: places where a test can have the process die as if the host had, at the worst possible moment, or do one thing wrong that nothing outside can make it do.
 //!
-//! Armed only by the environment (`LOCKSTEP_FAULT=point:n`: die when the point is reached for the n-th time); unarmed a point costs one load. Not here: any
+//! Armed only by the environment (`LOCKSTEP_FAULT=point:n`: when the point is reached for the n-th time); unarmed a point costs one load. Not here: any
 //! other kind of fault; tests make those from outside (signals, links, damaged bytes).
 
 use std::sync::OnceLock;
@@ -23,6 +23,8 @@ pub enum Point {
     MidApply,
     /// Standby: granted, nothing restored.
     MidActivation,
+    /// Primary: an epoch of many pages is captured. It does not die here: a page is left out ([`misbehave`]).
+    MissPage,
 }
 
 impl Point {
@@ -34,6 +36,7 @@ impl Point {
             Point::BeforeRelease => "before-release",
             Point::MidApply => "mid-apply",
             Point::MidActivation => "mid-activation",
+            Point::MissPage => "miss-page",
         }
     }
 }
@@ -45,7 +48,8 @@ struct Armed {
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
-const ALL: [Point; 6] = [Point::MidSync, Point::MidPause, Point::MidSend, Point::BeforeRelease, Point::MidApply, Point::MidActivation];
+const ALL: [Point; 7] =
+    [Point::MidSync, Point::MidPause, Point::MidSend, Point::BeforeRelease, Point::MidApply, Point::MidActivation, Point::MissPage];
 
 fn parse(text: &str) -> Option<Armed> {
     let (name, turns) = text.split_once(':')?;
@@ -56,6 +60,21 @@ fn parse(text: &str) -> Option<Armed> {
 /// Dies here if this is the armed point and its turn has come.
 #[inline]
 pub fn reach(point: Point) {
+    if its_turn(point) {
+        // SIGKILL cannot be refused; should raising fail the test notices that nobody died.
+        let _ = raise(Signal::SIGKILL);
+    }
+}
+
+/// Whether this is the armed point and its turn has come: then the caller does what the point's name says.
+#[inline]
+#[must_use]
+pub fn misbehave(point: Point) -> bool {
+    its_turn(point)
+}
+
+#[inline]
+fn its_turn(point: Point) -> bool {
     let armed = ARMED.get_or_init(|| {
         let text = std::env::var("LOCKSTEP_FAULT").ok()?;
         let armed = parse(&text);
@@ -66,13 +85,7 @@ pub fn reach(point: Point) {
         }
         armed
     });
-    if let Some(armed) = armed
-        && armed.point == point
-        && armed.left.fetch_sub(1, Ordering::Relaxed) == 1
-    {
-        // SIGKILL cannot be refused; should raising fail the test notices that nobody died.
-        let _ = raise(Signal::SIGKILL);
-    }
+    armed.as_ref().is_some_and(|armed| armed.point == point && armed.left.fetch_sub(1, Ordering::Relaxed) == 1)
 }
 
 #[cfg(test)]

@@ -239,8 +239,20 @@ impl Lab {
 /// # Panics
 /// It refuses.
 pub fn dirty(guest: &mut Connection, rate: u32) {
+    dirty_as(guest, rate, b"random");
+}
+
+/// The same, one page after the other.
+///
+/// # Panics
+/// It refuses.
+pub fn dirty_in_sequence(guest: &mut Connection, rate: u32) {
+    dirty_as(guest, rate, b"seq");
+}
+
+fn dirty_as(guest: &mut Connection, rate: u32, pattern: &[u8]) {
     let rate = rate.to_string();
-    let reply = guest.ask(&[b"DIRTY", rate.as_bytes(), b"random"]).expect("an answer to DIRTY");
+    let reply = guest.ask(&[b"DIRTY", rate.as_bytes(), pattern]).expect("an answer to DIRTY");
     assert!(matches!(reply, Reply::Status(_)), "DIRTY: {reply:?}");
 }
 
