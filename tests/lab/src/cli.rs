@@ -14,7 +14,7 @@ use lockstep_lab::error::chain;
 use lockstep_lab::fault::Way;
 use lockstep_lab::prepare::kernel::Series;
 use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
-use lockstep_lab::scenario::suite::{self, SuiteOptions};
+use lockstep_lab::scenario::suite::{self, SuiteOptions, Verdict};
 use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare};
 
 const ABOUT: &str =
@@ -36,6 +36,9 @@ vmlinuz and initramfs, /dev/vda is the host's copy of the guest's root disk (ext
 hold between them (for --arbiter file:/arbiter/vm; those of /shared do not), tap0 is for the
 guest (in br0 with eth2, the client network), eth1 is the replication network: h1 is 10.78.0.1, h2 10.78.0.2. br0 has no address.
 The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,ledger, lab.stamp=MIB.";
+
+/// Exit status of a suite that found nothing wrong and could not run everything either. (2 is for a wrong command line.)
+const NOT_PROVED: u8 = 3;
 
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-lab", about = ABOUT, after_long_help = EXAMPLES)]
@@ -212,12 +215,33 @@ enum Cmd {
         /// Of all random choices
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// What all of them together may take, such as 15m; a scenario whose share is too small for its least number of rounds fails
+        #[arg(long, value_parser = span)]
+        budget: Option<Duration>,
+        /// This many rounds of each, not the suite's
+        #[arg(long)]
+        rounds: Option<u32>,
+        /// Keep the logs of scenarios that passed, too, in target/lab/logs
+        #[arg(long)]
+        keep_logs: bool,
     },
 }
 
 fn host_number(text: &str) -> Result<u8, String> {
     let number = text.strip_prefix('h').unwrap_or(text).parse::<u8>().map_err(|_| "h1, h2 or h3".to_owned())?;
     (1..=lab::MOST_HOSTS).contains(&number).then_some(number).ok_or_else(|| "h1, h2 or h3".to_owned())
+}
+
+/// `90s` or `15m`.
+fn span(text: &str) -> Result<Duration, String> {
+    let wrong = || "a number of seconds or minutes, such as 90s or 15m".to_owned();
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match unit {
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -291,11 +315,14 @@ fn run(verb: Cmd) -> Result<ExitCode, LabError> {
         }
         Cmd::Heal { host, net } => ask(host, Verb::Heal { net }),
         Cmd::Down => down(&paths),
-        Cmd::Test { filter, soak, seed } => {
+        Cmd::Test { filter, soak, seed, budget, rounds, keep_logs } => {
             clean_up_when_interrupted()?;
             let filter = filter.or_else(|| std::env::var("LAB_FILTER").ok()).unwrap_or_default();
-            let passed = suite::run(&paths, &SuiteOptions { filter, soak, seed }, &tell)?;
-            Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(match suite::run(&paths, &SuiteOptions { filter, soak, seed, budget, rounds, keep_logs }, &tell)? {
+                Verdict::Passed => ExitCode::SUCCESS,
+                Verdict::Found => ExitCode::FAILURE,
+                Verdict::NotProved => ExitCode::from(NOT_PROVED),
+            })
         }
     }
 }

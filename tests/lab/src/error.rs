@@ -77,6 +77,23 @@ pub enum LabError {
         /// What to do.
         remedy: String,
     },
+    /// The lab itself did not do its part: nothing is known about what was tested.
+    #[error("lab trouble: {0}")]
+    Trouble(#[source] Box<LabError>),
+    /// A scenario could not do its least rounds in its share of the time.
+    #[error(
+        "too slow here: {done} of at least {least} rounds done after {used:.0?}, and its share of the time is {share:.0?} (--budget gives the suite more)"
+    )]
+    TooSlow {
+        /// Rounds done.
+        done: u32,
+        /// Rounds without which nothing is proved.
+        least: u32,
+        /// The time it had.
+        share: Duration,
+        /// The time it took.
+        used: Duration,
+    },
     /// A scenario found what must not be.
     #[error("{0}")]
     Found(String),
@@ -86,6 +103,21 @@ pub enum LabError {
 }
 
 impl LabError {
+    /// The same as trouble of the lab, for what the tested programs have no part in.
+    #[must_use]
+    pub fn trouble(self) -> LabError {
+        match self {
+            LabError::Trouble(_) => self,
+            other => LabError::Trouble(Box::new(other)),
+        }
+    }
+
+    /// Whether the lab itself did not do its part.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, LabError::Trouble(_))
+    }
+
     /// For `map_err` on a system call: `LabError::io(|| format!("read {path}"))`.
     pub fn io(what: impl FnOnce() -> String) -> impl FnOnce(io::Error) -> LabError {
         move |source| LabError::Io { what: what(), source }

@@ -235,6 +235,10 @@ impl Host {
     /// # Errors
     /// It runs already, or QEMU cannot be started.
     pub fn start(&mut self) -> Result<(), LabError> {
+        self.switch_on().map_err(LabError::trouble)
+    }
+
+    fn switch_on(&mut self) -> Result<(), LabError> {
         if self.is_alive() {
             return Err(LabError::Found(format!("{} runs already", self.name)));
         }
@@ -270,6 +274,10 @@ impl Host {
     /// # Errors
     /// It ends, or is not ready in time: the end of its console is in the error.
     pub fn wait_ready(&mut self, bound: Duration) -> Result<(), LabError> {
+        self.come_up(bound).map_err(LabError::trouble)
+    }
+
+    fn come_up(&mut self, bound: Duration) -> Result<(), LabError> {
         let deadline = Instant::now() + bound;
         while !self.console().contains(LISTENING) {
             if !self.is_alive() {
@@ -299,9 +307,9 @@ impl Host {
     /// Runs a script for at most `bound`.
     ///
     /// # Errors
-    /// The host does not answer. How the script ends is no error.
+    /// The host does not answer, which is trouble of the lab's. How the script ends is no error.
     pub fn exec(&self, script: &str, bound: Duration) -> Result<Output, LabError> {
-        self.agent().exec(script, bound)
+        self.agent().exec(script, bound).map_err(LabError::trouble)
     }
 
     /// Runs a script that must end well, for at most [`EXEC_BOUND`]; its standard output.
@@ -309,7 +317,11 @@ impl Host {
     /// # Errors
     /// The host does not answer, or the script fails.
     pub fn must(&self, script: &str) -> Result<String, LabError> {
-        self.agent().must(script, EXEC_BOUND)
+        self.agent().must(script, EXEC_BOUND).map_err(|error| match error {
+            // What a script finds is its writer's business.
+            LabError::Remote { .. } => error,
+            unanswered => unanswered.trouble(),
+        })
     }
 
     /// Starts `command` (a line for the shell) in the background, with its output in `log` (a path in the host); its process number there.
@@ -322,7 +334,7 @@ impl Host {
     }
 
     fn signal(&mut self, signal: Signal) -> Result<Pid, LabError> {
-        let dead = || LabError::Dead { host: self.name.clone(), why: format!("it cannot be sent {signal}") };
+        let dead = || LabError::Dead { host: self.name.clone(), why: format!("it cannot be sent {signal}") }.trouble();
         // The child is ours and not reaped while this value has not seen it end, so the number cannot belong to another process.
         let pid = self.qemu.as_ref().map(|child| Pid::from_raw(child.id() as i32)).ok_or_else(dead)?;
         kill(pid, signal)
@@ -350,7 +362,7 @@ impl Host {
         let pid = self.signal(Signal::SIGSTOP)?;
         match waitpid(pid, Some(WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Stopped(..)) => Ok(()),
-            _ => Err(self.dead()),
+            _ => Err(self.dead().trouble()),
         }
     }
 
@@ -368,7 +380,7 @@ impl Host {
     /// QEMU refuses.
     pub fn set_carrier(&self, net: Net, up: bool) -> Result<(), LabError> {
         let arguments = json!({"name": format!("card-{}", net.port(self.number)), "up": up});
-        qmp::command(&self.name, &self.file("qmp"), "set_link", &arguments).map(drop)
+        qmp::command(&self.name, &self.file("qmp"), "set_link", &arguments).map(drop).map_err(LabError::trouble)
     }
 
     /// Takes one of its cards out of the switch, or puts it back: silence in both directions, and everybody keeps the carrier.
@@ -376,7 +388,7 @@ impl Host {
     /// # Errors
     /// `ip` fails.
     pub fn set_plugged(&self, net: Net, plugged: bool) -> Result<(), LabError> {
-        self.network.set_plugged(net, self.number, plugged)
+        self.network.set_plugged(net, self.number, plugged).map_err(LabError::trouble)
     }
 }
 

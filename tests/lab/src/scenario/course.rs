@@ -9,9 +9,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use types::Generation;
 
-use super::clients::Load;
+use super::clients::{self, Load};
 use super::node::{GuestSpec, NODE_BOUND, Node, Part};
 use super::report::Row;
+use super::steps::Steps;
 use super::stock;
 use super::watch::{Reign, Watch, now_ns};
 use crate::error::LabError;
@@ -40,29 +41,46 @@ pub struct Course {
     turn: u32,
     random: StdRng,
     pauses: Vec<u32>,
+    commits: Vec<u32>,
+    steps: Steps,
 }
 
 impl Course {
-    /// A standby on h2, then a primary on h1, protected when this returns. The logs of a failure are kept under `name`.
+    /// A standby on h2 and a primary on h1, protected and with a guest that answers when this returns. The logs of a failure are kept under `name`.
     ///
     /// # Errors
     /// A node does not come that far.
-    pub fn begin(mut lab: Lab, guest: GuestSpec, seed: u64, name: &str) -> Result<Course, LabError> {
+    pub fn begin(mut lab: Lab, guest: GuestSpec, seed: u64, name: &str, row: &mut Row) -> Result<Course, LabError> {
+        let mut steps = Steps::new(lab.directory().path())?;
         let hosts = lab.hosts().len() as u8;
-        let watch = Watch::start(lab.network(), hosts)?;
-        let (primary, standby) = Course::pair(&mut lab, &guest).inspect_err(|_| drop(lab.keep_logs(name)))?;
+        let watch = Watch::start(lab.network(), hosts).map_err(LabError::trouble)?;
+        let (primary, standby) = Course::pair(&mut lab, &guest, &mut steps, row).inspect_err(|_| drop(lab.keep_logs(name)))?;
         let (shared, reigns) = (lab.shared(), vec![(0, 1)]);
-        Ok(Course { watch, primary, standby, lab, guest, shared, reigns, turn: 1, random: StdRng::seed_from_u64(seed), pauses: Vec::new() })
+        let random = StdRng::seed_from_u64(seed);
+        let (pauses, commits) = (Vec::new(), Vec::new());
+        Ok(Course { watch, primary, standby, lab, guest, shared, reigns, turn: 1, random, pauses, commits, steps })
     }
 
-    fn pair(lab: &mut Lab, guest: &GuestSpec) -> Result<(Node, Node), LabError> {
+    fn pair(lab: &mut Lab, guest: &GuestSpec, steps: &mut Steps, row: &mut Row) -> Result<(Node, Node), LabError> {
         let shared = lab.shared();
         let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, guest, &shared)?;
-        standby.until_ready()?;
+        let begun = Instant::now();
         let mut primary = Node::start(lab.host(1)?, 2, Part::Primary, 1, guest, &shared)?;
+        standby.until_ready()?;
+        steps.done("standby ready");
         primary.until_ready()?;
+        steps.done("primary ready");
+        drop(clients::connect(lab.network(), NODE_BOUND)?);
+        row.boot_ms = Some(begun.elapsed().as_secs_f64() * 1e3);
+        steps.done("the guest answers");
         primary.until_protected()?;
+        steps.done("protected");
         Ok((primary, standby))
+    }
+
+    /// Notes in the course's log that `what` has come about.
+    pub fn step(&mut self, what: &str) {
+        self.steps.done(what);
     }
 
     /// The networks, for those who must not hold on to the course.
@@ -106,12 +124,21 @@ impl Course {
     /// It does not.
     pub fn taken_over(&mut self, since_ns: u64, load: &Load<'_>, row: &mut Row) -> Result<Generation, LabError> {
         let generation = self.standby.until_activated()?;
+        self.step("the standby has taken over");
         row.failovers += 1;
         self.reigns.push((since_ns, self.standby.host()));
-        self.pauses.extend(self.primary.pauses());
+        self.gather();
         std::mem::swap(&mut self.primary, &mut self.standby);
         load.until_more(SERVED_BOUND)?;
+        self.step("the guest serves");
         Ok(generation)
+    }
+
+    /// Takes what the primary has measured so far; called once for each node that was primary.
+    fn gather(&mut self) {
+        let (pauses, commits) = self.primary.samples();
+        self.pauses.extend(pauses);
+        self.commits.extend(commits);
     }
 
     /// Starts a standby on the host that has none, and waits until the guest is protected by it.
@@ -123,7 +150,10 @@ impl Course {
         let (host, peer) = (self.standby.host(), self.primary.host());
         self.standby = Node::start(self.lab.host(host)?, peer, Part::Standby { first: false }, self.turn, &self.guest, &self.shared)?;
         self.standby.until_ready()?;
-        self.primary.until_protected().map(drop)
+        self.step("a standby is ready");
+        self.primary.until_protected()?;
+        self.step("protected again");
+        Ok(())
     }
 
     /// The primary's host dies at a random moment; the standby takes over; the host comes back and protects the new primary.
@@ -133,14 +163,19 @@ impl Course {
     pub fn kill_round(&mut self, load: &Load<'_>, row: &mut Row, faults_ns: &mut Vec<u64>) -> Result<(), LabError> {
         self.random_while();
         let before = self.clock_before()?;
+        self.step("a while, and the clock read");
         let since = self.fault(faults_ns);
-        self.primary_host()?.kill()?;
+        let host = self.primary_host()?;
+        host.kill()?;
         row.kills += 1;
+        // It boots while its peer finds out that it is gone.
+        host.start()?;
+        self.step("killed, and switched on again");
         self.taken_over(since, load, row)?;
         self.clock_after(before, row)?;
-        let dead = self.standby_host()?;
-        dead.start()?;
-        dead.wait_ready(READY_BOUND)?;
+        self.step("the clock read");
+        self.standby_host()?.wait_ready(READY_BOUND)?;
+        self.step("the host is back");
         self.protect_again()?;
         load.until_more(SERVED_BOUND)
     }
@@ -188,10 +223,12 @@ impl Course {
             self.reigns.push((since, self.standby.host()));
         }
         row.double_releases = super::watch::double_releases(&self.watch.seen(), &self.reigns);
-        self.pauses.extend(self.primary.pauses());
+        self.gather();
         self.pauses.sort_unstable();
-        let at = |part: usize| self.pauses.get(self.pauses.len().saturating_sub(1) * part / 100).copied();
-        (row.pause_us, row.pause_us_p99) = (at(50), at(99));
+        self.commits.sort_unstable();
+        let at = |sorted: &[u32], part: usize| sorted.get(sorted.len().saturating_sub(1) * part / 100).copied();
+        (row.pause_us, row.pause_us_p99) = (at(&self.pauses, 50), at(&self.pauses, 99));
+        row.commit_us = at(&self.commits, 50);
         row.blackout_ms = row.blackouts_ms.iter().copied().reduce(f64::max);
     }
 }

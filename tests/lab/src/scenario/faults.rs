@@ -4,24 +4,18 @@ use std::time::Duration;
 
 use types::Generation;
 
-use super::clients::Load;
+use super::Given;
 use super::course::{Course, SERVED_BOUND};
-use super::report::Row;
 use crate::error::LabError;
 use crate::fault::{Shape, Way};
 use crate::net::Net;
-
-/// What a course is given beside the stage: the clients, the row to write into, and where faults are noted for the judgement of blackouts.
-type Given<'a, 'b> = (&'a Load<'b>, &'a mut Row, &'a mut Vec<u64>);
 
 /// The host of the primary dies, again and again.
 ///
 /// # Errors
 /// What does not come about.
-pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
-    for _ in 0..rounds {
-        course.kill_round(load, row, faults)?;
-    }
+pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
+    course.kill_round(load, row, faults)?;
     Ok(())
 }
 
@@ -29,19 +23,17 @@ pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u3
 ///
 /// # Errors
 /// What does not come about.
-pub fn hang(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
-    for _ in 0..rounds {
-        course.random_while();
-        let since = course.fault(faults);
-        course.primary_host()?.hang()?;
-        course.taken_over(since, load, row)?;
-        course.standby_host()?.wake()?;
-        // The node of the host that hung, in the standby's place since the roles were exchanged.
-        course.standby.until_fenced()?;
-        load.until_more(SERVED_BOUND)?;
-        course.protect_again()?;
-        load.until_more(SERVED_BOUND)?;
-    }
+pub fn hang(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
+    course.random_while();
+    let since = course.fault(faults);
+    course.primary_host()?.hang()?;
+    course.taken_over(since, load, row)?;
+    course.standby_host()?.wake()?;
+    // The node of the host that hung, in the standby's place since the roles were exchanged.
+    course.standby.until_fenced()?;
+    load.until_more(SERVED_BOUND)?;
+    course.protect_again()?;
+    load.until_more(SERVED_BOUND)?;
     Ok(())
 }
 
@@ -76,17 +68,15 @@ fn one_goes_on(
 ///
 /// # Errors
 /// What does not come about.
-pub fn replication_cut(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
-    for _ in 0..rounds {
-        for way in [Way::Both, Way::From, Way::To] {
-            let cut_host = course.primary.host();
-            one_goes_on(
-                course,
-                (load, row, faults),
-                |course| course.lab.host(cut_host)?.cut(Net::Replication, way),
-                |course| course.lab.host(cut_host)?.heal(Net::Replication),
-            )?;
-        }
+pub fn replication_cut(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
+    for way in [Way::Both, Way::From, Way::To] {
+        let cut_host = course.primary.host();
+        one_goes_on(
+            course,
+            (load, row, faults),
+            |course| course.lab.host(cut_host)?.cut(Net::Replication, way),
+            |course| course.lab.host(cut_host)?.heal(Net::Replication),
+        )?;
     }
     Ok(())
 }
@@ -95,17 +85,15 @@ pub fn replication_cut(course: &mut Course, (load, row, faults): Given<'_, '_>, 
 ///
 /// # Errors
 /// What does not come about.
-pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
-    for _ in 0..rounds {
-        for of_standby in [true, false] {
-            let host = if of_standby { course.standby.host() } else { course.primary.host() };
-            one_goes_on(
-                course,
-                (load, row, faults),
-                |course| course.lab.host(host)?.set_carrier(Net::Replication, false),
-                |course| course.lab.host(host)?.set_carrier(Net::Replication, true),
-            )?;
-        }
+pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
+    for of_standby in [true, false] {
+        let host = if of_standby { course.standby.host() } else { course.primary.host() };
+        one_goes_on(
+            course,
+            (load, row, faults),
+            |course| course.lab.host(host)?.set_carrier(Net::Replication, false),
+            |course| course.lab.host(host)?.set_carrier(Net::Replication, true),
+        )?;
     }
     Ok(())
 }
@@ -114,21 +102,19 @@ pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>, rou
 ///
 /// # Errors
 /// What does not come about.
-pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
+pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>) -> Result<(), LabError> {
     /// Long enough for every detection to have had its chance, well below the clients' patience.
     const CUT: Duration = Duration::from_secs(3);
-    for _ in 0..rounds {
-        let generation = course.primary.until_protected()?;
-        course.random_while();
-        course.fault(faults);
-        let host = course.primary_host()?;
-        host.set_plugged(Net::Clients, false)?;
-        std::thread::sleep(CUT);
-        host.set_plugged(Net::Clients, true)?;
-        load.until_more(SERVED_BOUND)?;
-        if course.primary.until_protected()? != generation || course.standby.activation().is_some() {
-            return Err(LabError::Found("protection was lost although only the client network was cut".into()));
-        }
+    let generation = course.primary.until_protected()?;
+    course.random_while();
+    course.fault(faults);
+    let host = course.primary_host()?;
+    host.set_plugged(Net::Clients, false)?;
+    std::thread::sleep(CUT);
+    host.set_plugged(Net::Clients, true)?;
+    load.until_more(SERVED_BOUND)?;
+    if course.primary.until_protected()? != generation || course.standby.activation().is_some() {
+        return Err(LabError::Found("protection was lost although only the client network was cut".into()));
     }
     Ok(())
 }
@@ -137,19 +123,17 @@ pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>, rounds:
 ///
 /// # Errors
 /// What does not come about.
-pub fn slow_link(course: &mut Course, (load, row, faults): Given<'_, '_>, rounds: u32) -> Result<(), LabError> {
+pub fn slow_link(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     let shape = Shape { delay_ms: 2.0, jitter_ms: 1.0, loss_percent: 0.5 };
-    for _ in 0..rounds {
-        for number in [1, 2] {
-            course.lab.host(number)?.shape(Net::Replication, shape)?;
-        }
-        load.until_more(SERVED_BOUND)?;
-        // A lost frame may cost a retransmission longer than the bound on silence: that is a strike-out, after which a standby joins again.
-        course.primary.until_protected()?;
-        course.kill_round(load, row, faults)?;
-        for number in [1, 2] {
-            course.lab.host(number)?.heal(Net::Replication)?;
-        }
+    for number in [1, 2] {
+        course.lab.host(number)?.shape(Net::Replication, shape)?;
+    }
+    load.until_more(SERVED_BOUND)?;
+    // A lost frame may cost a retransmission longer than the bound on silence: that is a strike-out, after which a standby joins again.
+    course.primary.until_protected()?;
+    course.kill_round(load, row, faults)?;
+    for number in [1, 2] {
+        course.lab.host(number)?.heal(Net::Replication)?;
     }
     Ok(())
 }

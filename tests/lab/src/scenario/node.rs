@@ -204,12 +204,15 @@ impl Node {
         self.until("fenced", 0, NODE_BOUND, |e| matches!(e.what, NodeEventKind::Fenced { .. }).then_some(()))
     }
 
-    /// Pauses of all its epochs, microseconds.
-    pub fn pauses(&mut self) -> Vec<u32> {
-        self.events()
-            .iter()
-            .filter_map(|e| if let NodeEventKind::Samples { pause_us, .. } = &e.what { Some(pause_us.clone()) } else { None })
-            .flatten()
-            .collect()
+    /// Pauses of all its epochs, and the times from the guest's going on to the commit; microseconds.
+    pub fn samples(&mut self) -> (Vec<u32>, Vec<u32>) {
+        let mut all = (Vec::new(), Vec::new());
+        for event in self.events() {
+            if let NodeEventKind::Samples { pause_us, commit_us, .. } = &event.what {
+                all.0.extend(pause_us);
+                all.1.extend(commit_us);
+            }
+        }
+        all
     }
 }

@@ -44,6 +44,12 @@ pub struct Row {
     pub blackouts_ms: Vec<f64>,
     /// 99th percentile of the pauses.
     pub pause_us_p99: Option<u32>,
+    /// From the first node's start to its guest's first answer to a client.
+    pub boot_ms: Option<f64>,
+    /// Median time from the guest's going on to the commit of the epoch, of all epochs.
+    pub commit_us: Option<u32>,
+    /// The trouble of the lab's for which it was tried a second time; the rest of the row is the second attempt's.
+    pub retried: Option<String>,
     /// Memory compared at both ends at every epoch.
     pub verify_memory: bool,
     /// What it took.
@@ -63,10 +69,15 @@ impl Row {
         let word = if self.failed.is_some() { "FAILED " } else { "passed " };
         let blackout = self.blackout_ms.map_or_else(String::new, |ms| format!(", longest blackout {ms:.0} ms"));
         let pause = self.pause_us.map_or_else(String::new, |us| format!(", pause {us} us"));
+        let commit = self.commit_us.map_or_else(String::new, |us| format!(", commit {us} us"));
+        let boot = self.boot_ms.map_or_else(String::new, |ms| format!(", boot {ms:.0} ms"));
         let mut line = format!(
             "{word}{scenario} ({guest}), {seconds:.0} s: {kills} kills, {failovers} failovers, {writes_acknowledged} writes acknowledged, \
-             {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}"
+             {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}{commit}{boot}"
         );
+        if let Some(why) = &self.retried {
+            line.push_str(&format!("\n  at the second attempt; the first ended by {}", why.replace('\n', "\n  ")));
+        }
         if let Some(why) = &self.failed {
             line.push_str(&format!("\n  {}", why.replace('\n', "\n  ")));
         }

@@ -1,4 +1,7 @@
-//! Runs the suite: each scenario on a lab of its own, one after the other, each with a time limit; writes the report as it goes.
+//! Runs the suite: each scenario on a lab of its own, one after the other, each with its share of the time; writes the report as it goes.
+//!
+//! Trouble of the lab's (a host that does not boot, an agent that does not answer) is tried once more, and the row says so. What a scenario *finds*
+//! never is.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -6,10 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::report::{Row, write};
+use super::turns::{Budget, Turns};
 use super::{ALL, Scenario, Stage, play};
 use crate::error::{LabError, chain};
-use crate::host::HostOptions;
-use crate::lab::{Lab, LabOptions};
 use crate::paths::Paths;
 use crate::prepare::kernel::Series;
 use crate::prepare::{Prepared, prepare};
@@ -24,12 +26,29 @@ pub struct SuiteOptions {
     pub soak: bool,
     /// Of all random choices.
     pub seed: u64,
+    /// The time that all of them together have, dealt out by their shares; none: as long as they take.
+    pub budget: Option<Duration>,
+    /// This many rounds of each; none: as many as each has.
+    pub rounds: Option<u32>,
+    /// Keeps the logs of scenarios that passed, too.
+    pub keep_logs: bool,
+}
+
+/// What came of the suite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything passed, or was skipped.
+    Passed,
+    /// Something was found that must not be.
+    Found,
+    /// Nothing was found, but not everything could be run: the lab was in trouble twice, or it is too slow here.
+    NotProved,
 }
 
 fn wanted<'a>(options: &'a SuiteOptions) -> impl Iterator<Item = &'static Scenario> + 'a {
     let parts: Vec<&str> = options.filter.split(',').filter(|p| !p.is_empty()).collect();
     ALL.iter().filter(move |s| match s.by_name {
-        true => parts.contains(&s.name),
+        true => parts.contains(&s.name) || (options.soak && parts.is_empty()),
         false => parts.is_empty() || parts.iter().any(|part| s.name.contains(part)),
     })
 }
@@ -42,11 +61,11 @@ fn missing() -> Option<String> {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").err().map(|error| format!("/dev/net/tun: {error}"))
 }
 
-/// Runs the suite; whether all of it passed. What cannot be run here is skipped loudly, or fails where `LOCKSTEP_REQUIRE_KVM` is set.
+/// Runs the suite. What cannot be run here is skipped loudly, or fails where `LOCKSTEP_REQUIRE_KVM` is set.
 ///
 /// # Errors
 /// The report cannot be written, or the filter picks nothing.
-pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result<bool, LabError> {
+pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result<Verdict, LabError> {
     let scenarios: Vec<&Scenario> = wanted(options).collect();
     if scenarios.is_empty() {
         let names: Vec<&str> = ALL.iter().map(|s| s.name).collect();
@@ -56,21 +75,28 @@ pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result
         None => prepare(paths, Series::V6_12, Series::V6_12, false, tell).map_err(|e| chain(&e)),
         Some(why) => Err(why),
     };
-    let rows = Arc::new(Mutex::new(Vec::new()));
-    let mut all_passed = true;
+    // Preparation, which happens once, is not in the budget.
+    let mut budget = options.budget.map(|whole| Budget::new(whole, scenarios.iter().map(|s| s.rounds.share)));
+    let suite = Suite { paths, options, rows: Arc::default() };
+    let mut verdict = Verdict::Passed;
     for scenario in scenarios {
-        let row = match &prepared {
-            Ok(prepared) => one(paths, prepared, scenario, options, &rows),
+        let share = budget.as_mut().map(|budget| budget.deal(scenario.rounds.share));
+        let (row, came) = match &prepared {
+            Ok(prepared) => suite.play(prepared, scenario, share, tell),
             Err(why) => skipped(scenario, why),
         };
         tell(&row.line());
-        all_passed &= row.failed.is_none();
-        let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
+        verdict = match (verdict, came) {
+            (Verdict::Found, _) | (_, Verdict::Found) => Verdict::Found,
+            (Verdict::NotProved, _) | (_, Verdict::NotProved) => Verdict::NotProved,
+            (Verdict::Passed, Verdict::Passed) => Verdict::Passed,
+        };
+        let mut rows = suite.rows.lock().unwrap_or_else(PoisonError::into_inner);
         rows.push(row);
         write(&paths.report(), &rows)?;
     }
     tell(&format!("report: {}", paths.report().display()));
-    Ok(all_passed)
+    Ok(verdict)
 }
 
 fn blank(scenario: &Scenario) -> Row {
@@ -78,34 +104,54 @@ fn blank(scenario: &Scenario) -> Row {
     Row { scenario: scenario.name.into(), transport: "tcp".into(), guest: guest.name.into(), verify_memory: guest.verify, ..Row::default() }
 }
 
-fn skipped(scenario: &Scenario, why: &str) -> Row {
-    let required = std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some();
-    let failed = required.then(|| format!("it may not be skipped (LOCKSTEP_REQUIRE_KVM): {why}"));
-    Row { skipped: (!required).then(|| why.to_owned()), failed, ..blank(scenario) }
+fn skipped(scenario: &Scenario, why: &str) -> (Row, Verdict) {
+    if std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some() {
+        let failed = Some(format!("it may not be skipped (LOCKSTEP_REQUIRE_KVM): {why}"));
+        return (Row { failed, ..blank(scenario) }, Verdict::NotProved);
+    }
+    (Row { skipped: Some(why.to_owned()), ..blank(scenario) }, Verdict::Passed)
 }
 
-/// Runs one scenario; a panic in it is its failure.
-fn one(paths: &Paths, prepared: &Prepared, scenario: &Scenario, options: &SuiteOptions, rows: &Arc<Mutex<Vec<Row>>>) -> Row {
-    let rounds = if options.soak { scenario.soak_rounds } else { scenario.rounds };
-    let mut row = blank(scenario);
-    let started = Instant::now();
-    let _watchdog = Watchdog::start(paths, scenario, scenario.round_bound * (rounds + 1), rows);
-    let result = catch_unwind(AssertUnwindSafe(|| -> Result<(), LabError> {
-        if let Some(own) = scenario.own {
-            return own(&Stage { name: scenario.name, paths, prepared, rounds, seed: options.seed }, &mut row);
+/// What all scenarios have in common.
+struct Suite<'a> {
+    paths: &'a Paths,
+    options: &'a SuiteOptions,
+    rows: Arc<Mutex<Vec<Row>>>,
+}
+
+impl Suite<'_> {
+    /// Runs one scenario, a second time where the lab was in trouble.
+    fn play(&self, prepared: &Prepared, scenario: &Scenario, share: Option<Duration>, tell: &dyn Fn(&str)) -> (Row, Verdict) {
+        let (row, came) = self.attempt(prepared, scenario, share);
+        let Err(trouble) = came else { return (row, Verdict::Passed) };
+        if !trouble.is_trouble() {
+            return (row, verdict(&trouble));
         }
-        let host = HostOptions { memory_mib: scenario.host_mib, ..HostOptions::default() };
-        let lab = Lab::start(paths, prepared.clone(), &LabOptions { name: format!("test-{}", scenario.name), hosts: 2, host })?;
-        lab.share(&paths.lockstep()?, "lockstep")?;
-        play(scenario, lab, rounds, options.seed, &mut row)
-    }));
-    row.seconds = started.elapsed().as_secs_f64();
-    row.failed = match result {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(chain(&error)),
-        Err(_) => Some("it panicked; the message is above".into()),
-    };
-    row
+        let trouble = chain(&trouble);
+        tell(&format!("{}: trying once more after {trouble}", scenario.name));
+        let (second, came) = self.attempt(prepared, scenario, share);
+        let seconds = row.seconds + second.seconds;
+        (Row { retried: Some(trouble), seconds, ..second }, came.map_or_else(|error| verdict(&error), |()| Verdict::Passed))
+    }
+
+    /// Runs one scenario; a panic in it is its failure.
+    fn attempt(&self, prepared: &Prepared, scenario: &Scenario, share: Option<Duration>) -> (Row, Result<(), LabError>) {
+        let mut row = blank(scenario);
+        let started = Instant::now();
+        let mut turns = Turns::new(scenario.rounds.chosen(self.options.rounds, self.options.soak), share);
+        let _watchdog = Watchdog::start(self, scenario, scenario.round_bound * (turns.most() + 1));
+        let SuiteOptions { seed, keep_logs, .. } = *self.options;
+        let stage = Stage { name: scenario.name, paths: self.paths, prepared, seed, keep_logs };
+        let came = catch_unwind(AssertUnwindSafe(|| play(scenario, &stage, &mut turns, &mut row)))
+            .unwrap_or_else(|_| Err(LabError::Found("it panicked; the message is above".into())));
+        row.seconds = started.elapsed().as_secs_f64();
+        row.failed = came.as_ref().err().map(|error| chain(error));
+        (row, came)
+    }
+}
+
+fn verdict(error: &LabError) -> Verdict {
+    if error.is_trouble() || matches!(error, LabError::TooSlow { .. }) { Verdict::NotProved } else { Verdict::Found }
 }
 
 /// Ends the whole process, and every lab of it, when a scenario takes far too long: every single wait has a bound, so this is a fault of the lab's.
@@ -114,9 +160,9 @@ struct Watchdog {
 }
 
 impl Watchdog {
-    fn start(paths: &Paths, scenario: &Scenario, bound: Duration, rows: &Arc<Mutex<Vec<Row>>>) -> Watchdog {
+    fn start(suite: &Suite<'_>, scenario: &Scenario, bound: Duration) -> Watchdog {
         let (alive, dropped) = channel::<()>();
-        let (report, row, rows) = (paths.report(), blank(scenario), Arc::clone(rows));
+        let (report, row, rows) = (suite.paths.report(), blank(scenario), Arc::clone(&suite.rows));
         std::thread::spawn(move || {
             if dropped.recv_timeout(bound) == Err(RecvTimeoutError::Timeout) {
                 let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner).clone();
