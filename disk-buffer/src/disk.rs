@@ -1,37 +1,26 @@
-//! One virtual disk of this host: its image, engine and change log, and the part it plays.
+//! One virtual disk of this host, whatever its mode: the face that `primary`, `replica` and the machine's device use.
 //!
-//! Lives here: opening it, the guest's requests on their way in and out, and what the parts share. Not here: what a primary does besides ([`crate::primary`]), what a standby does
-//! ([`crate::standby`]), the work in the background ([`crate::keeper`]), the copy ([`crate::copy`]).
-//!
-//! Locks: `state` before the engine's; `log` alone or before neither. Hooks are called with none held.
+//! Lives here: opening it, and which of the two does what is asked ([`crate::mirror`]). Not here: any of the doing.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use types::Epoch;
-use types::block::{
-    BlockDone, BlockError, BlockInfo, BlockOp, BlockRequest, DISCARD_BYTES_MAX, DiskChange, DiskIndex, DiskWrite, REQUEST_BYTES_MAX,
-    REQUESTS_MAX, SECTOR, ZEROES_BYTES_MAX,
-};
+use types::block::{BlockDone, BlockInfo, BlockRequest, DiskIndex, DiskWrite};
+use types::{Commit, Epoch, Generation};
 
-use crate::changes::file::{LogFile, beside};
-use crate::changes::format::{Header, ImageFile};
-use crate::emptiness::Emptiness;
+use crate::copy::{DiskCopy, Kind};
+use crate::engine::Answer;
 use crate::engine::faults::Faults;
-use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
-use crate::hooks::{DiskEvent, Hooks};
-use crate::identity::{CopyState, DataId, Identity};
-use crate::image::{DIRECT_ALIGN_MAX, Image};
-use crate::keeper::HOT_TICKS;
+use crate::front::Front;
+use crate::hooks::Hooks;
+use crate::identity::Identity;
+use crate::mirror::Mirror;
 use crate::options::{DiskOptions, Mode};
-use crate::record::{Limits, Record, Room};
-use crate::regions::RegionSet;
-use crate::standby::Following;
+use crate::plan::Plan;
+use crate::record::Limits;
 
 /// A standby makes its copy durable, and a primary clears regions, this often: a second's writes are quickly copied again, and more often would cost flushes for nothing.
 pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
@@ -43,96 +32,8 @@ pub const HANG_BOUND: Duration = Duration::from_secs(30);
 /// How long a call that has to make something durable waits for the medium: far above what a loaded disk takes.
 pub(crate) const MEDIUM_BOUND: Duration = Duration::from_secs(30);
 
-/// The part that the disk plays.
-#[derive(Debug)]
-pub(crate) enum Phase {
-    /// Opened; neither.
-    Idle,
-    /// The guest runs on it, without a standby's copy.
-    Alone,
-    /// A copy to a standby is under way; these regions were written since they were last handed out.
-    Copying(RegionSet),
-    /// The last regions of the copy are under way, and everything written is recorded for epoch 1, which is not committed.
-    Recording(Record),
-    /// A standby holds committed epochs.
-    Protected(Record),
-    /// It follows a primary.
-    Standby(Following),
-    /// The node may not run the guest any more.
-    Shut,
-    /// A standby's copy that failed.
-    Failed(Arc<io::Error>),
-}
-
-impl Phase {
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Phase::Idle => "idle",
-            Phase::Alone => "a primary's, without a standby",
-            Phase::Copying(_) => "being copied to a standby",
-            Phase::Recording(_) => "about to be protected",
-            Phase::Protected(_) => "protected",
-            Phase::Standby(_) => "a standby's",
-            Phase::Shut => "shut",
-            Phase::Failed(_) => "failed",
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct State {
-    pub(crate) phase: Phase,
-    /// The guest's requests in flight.
-    guest: usize,
-    /// A request was turned away.
-    pub(crate) starved: bool,
-    /// When the guest last had an answer, or asked when nothing was in flight.
-    progress: Instant,
-    /// Requests that failed while protected.
-    pub(crate) parked: Vec<(u64, i32)>,
-    /// The role was given up because of a medium that hangs.
-    pub(crate) hung: bool,
-    /// Epoch and settling in which a region was last written, since the first epoch.
-    pub(crate) last_written: HashMap<u32, (Epoch, u64)>,
-    /// Newest epoch that the standby reported durable; perhaps not committed here yet.
-    pub(crate) peer_durable: Epoch,
-    /// What the keeper has done of it.
-    pub(crate) peer_settled: Epoch,
-    /// Settlings so far: the keeper's clock.
-    pub(crate) ticks: u64,
-    /// Activated, and the copy not yet durable.
-    pub(crate) unsettled: bool,
-    /// Links so far: what belongs to an earlier one counts no more.
-    pub(crate) session: u64,
-    /// The standby was struck out and no data generation could be begun for it: none is told of this copy, and none joins it, before that is made good.
-    pub(crate) outdated: bool,
-    /// The role is being changed, header first: the keeper begins nothing.
-    pub(crate) turning: bool,
-    pub(crate) overwrite: bool,
-    pub(crate) stop: bool,
-}
-
-/// What the disk shares with its engine's replies and its keeper.
-pub(crate) struct Inner {
-    pub(crate) index: DiskIndex,
-    pub(crate) image: Arc<Image>,
-    emptiness: Emptiness,
-    info: BlockInfo,
-    mode: Mode,
-    content: Option<u64>,
-    pub(crate) limits: Limits,
-    pub(crate) settle: Duration,
-    pub(crate) hot_ticks: u64,
-    hang: Duration,
-    pub(crate) engine: Engine,
-    pub(crate) log: Mutex<Option<LogFile>>,
-    pub(crate) state: Mutex<State>,
-    /// Something in `state` has changed that somebody may wait for.
-    pub(crate) changed: Condvar,
-    done: Mutex<Vec<BlockDone>>,
-    event: EventFd,
-    hooks: Mutex<Option<Arc<Hooks>>>,
-}
+/// A region that was written so many settlings ago or less stays marked: a guest that writes it again and again shall not wait for the log again and again.
+const HOT_TICKS: u64 = 10;
 
 /// What tests and benchmarks set otherwise.
 #[derive(Clone)]
@@ -155,15 +56,28 @@ impl Default for Tuning {
     }
 }
 
+/// What a disk is opened with, checked as far as that does not take the image.
+pub(crate) struct Opening<'a> {
+    pub(crate) index: DiskIndex,
+    pub(crate) options: &'a DiskOptions,
+    pub(crate) serial: [u8; 20],
+    pub(crate) tuning: Tuning,
+}
+
 /// One virtual disk.
 pub struct Disk {
-    pub(crate) inner: Arc<Inner>,
-    keeper: Option<std::thread::JoinHandle<()>>,
+    front: Arc<Front>,
+    pub(crate) mode: Modal,
+}
+
+/// Who does what is asked.
+pub(crate) enum Modal {
+    Mirror(Mirror),
 }
 
 impl std::fmt::Debug for Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Disk").field("index", &self.inner.index).field("phase", &self.inner.lock().phase.name()).finish_non_exhaustive()
+        f.debug_struct("Disk").field("index", &self.front.index).field("phase", &self.phase()).finish_non_exhaustive()
     }
 }
 
@@ -181,90 +95,52 @@ impl Disk {
     /// # Errors
     /// As [`Disk::open`].
     pub fn open_with(index: DiskIndex, options: &DiskOptions, tuning: Tuning) -> Result<Disk, DiskError> {
-        let Tuning { limits, settle, hot_ticks, hang, faults } = tuning;
-        let limits = limits.validate()?;
+        let tuning = Tuning { limits: tuning.limits.validate()?, ..tuning };
         if options.mode == Mode::Shared {
             return Err(DiskError::SharedUnfenced(options.path.clone()));
         }
-        let serial = serial(index, options.serial.as_deref())?;
-        let image = Arc::new(Image::open(&options.path, options.read_only, options.cache)?);
-        let info = BlockInfo {
-            bytes: image.bytes(),
-            read_only: options.read_only,
-            logical_block: SECTOR as u32,
-            // The same on every host, as all of this: hosts compare it.
-            physical_block: DIRECT_ALIGN_MAX as u32,
-            serial,
-        };
-        let (log, content) = if options.read_only { (None, Some(image.digest()?)) } else { (Some(open_log(options, &image)?), None) };
-        let engine_log = log.as_ref().map(|(log, set)| (set.clone(), log.fd()));
-        let engine = Engine::start(Parts { disk: index, image: Arc::clone(&image), log: engine_log, faults })?;
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|error| DiskError::io("making an eventfd for", &options.path)(error.into()))?;
-        let state = State {
-            phase: Phase::Idle,
-            guest: 0,
-            starved: false,
-            progress: Instant::now(),
-            parked: Vec::new(),
-            hung: false,
-            last_written: HashMap::new(),
-            peer_durable: Epoch::NONE,
-            peer_settled: Epoch::NONE,
-            ticks: 0,
-            unsettled: false,
-            session: 0,
-            outdated: false,
-            turning: false,
-            overwrite: options.overwrite,
-            stop: false,
-        };
-        let inner = Arc::new(Inner {
-            index,
-            image,
-            emptiness: Emptiness::default(),
-            info,
-            mode: options.mode,
-            content,
-            limits,
-            settle,
-            hot_ticks,
-            hang,
-            engine,
-            log: Mutex::new(log.map(|(log, _)| log)),
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            done: Mutex::new(Vec::new()),
-            event,
-            hooks: Mutex::new(None),
-        });
-        let keeper = {
-            let inner = Arc::clone(&inner);
-            let body = move || crate::keeper::run(&inner);
-            std::thread::Builder::new()
-                .name(format!("{index}-keep"))
-                .spawn(body)
-                .map_err(|source| DiskError::Thread { disk: index, source })?
-        };
-        Ok(Disk { inner, keeper: Some(keeper) })
+        let mirror = Mirror::open(Opening { index, options, serial: serial(index, options.serial.as_deref())?, tuning })?;
+        Ok(Disk { front: Arc::clone(&mirror.inner.front), mode: Modal::Mirror(mirror) })
+    }
+
+    fn phase(&self) -> &'static str {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.phase(),
+        }
     }
 
     /// Its place in the machine.
     #[must_use]
     pub fn index(&self) -> DiskIndex {
-        self.inner.index
+        self.front.index
     }
 
     /// What the guest sees of it.
     #[must_use]
     pub fn info(&self) -> BlockInfo {
-        self.inner.info
+        self.front.info
     }
 
     /// Where its image is.
     #[must_use]
     pub fn path(&self) -> &std::path::Path {
-        self.inner.image.path()
+        &self.front.path
+    }
+
+    /// Says where news of the disk go from now on: before it is used, and again when another part of the node takes it over.
+    pub fn attach(&self, hooks: Hooks) {
+        self.front.attach(hooks);
+    }
+
+    /// Appends the answers that have come in since the last call, each request's once, and clears the event.
+    pub fn take_done(&self, into: &mut Vec<BlockDone>) {
+        self.front.take_done(into);
+    }
+
+    /// Readable while answers wait.
+    #[must_use]
+    pub fn event(&self) -> RawFd {
+        self.front.event()
     }
 
     /// What this copy is, to be told to the other host.
@@ -272,37 +148,9 @@ impl Disk {
     /// # Errors
     /// When it has to be looked at whether the image is empty, and that is not known yet ([`DiskError::Looking`]) or it cannot be read; when a data generation that is due since a strike-out still cannot be written down.
     pub fn identity(&self) -> Result<Identity, DiskError> {
-        let inner = &self.inner;
-        if inner.lock().outdated {
-            inner.update_header(|header| header.current = DataId::random())?;
-            inner.lock().outdated = false;
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.identity(),
         }
-        let overwrite = inner.lock().overwrite;
-        let header = inner.lock_log().as_ref().map(|log| *log.header());
-        let unknown = header.is_none_or(|header| header.id == DataId::NONE);
-        let header = header.unwrap_or(fresh(inner.info.bytes));
-        Ok(Identity {
-            id: header.id,
-            bytes: inner.info.bytes,
-            mode: inner.mode,
-            read_only: inner.info.read_only,
-            serial: inner.info.serial,
-            logical_block: inner.info.logical_block,
-            current: header.current,
-            base: header.base,
-            joining: header.joining,
-            state: header.state,
-            // Of no account where it may be overwritten anyway, and at a primary, which has begun a line of data of its own.
-            empty: unknown && !inner.info.read_only && !overwrite && inner.emptiness.ask(inner.index, &inner.image)?,
-            overwrite,
-            content: inner.content,
-            changed: inner.engine.marked().map(|set| set.runs()).unwrap_or_default(),
-        })
-    }
-
-    /// Says where news of the disk go from now on: before it is used, and again when another part of the node takes it over.
-    pub fn attach(&self, hooks: Hooks) {
-        *self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hooks));
     }
 
     /// Takes one request of the guest. Never blocks.
@@ -310,262 +158,189 @@ impl Disk {
     /// # Errors
     /// [`Full`]: nothing was taken; [`Hooks::room`] is called when there is room. A disk that is no primary's takes nothing either.
     pub fn submit(&self, request: BlockRequest) -> Result<(), Full> {
-        let inner = &self.inner;
-        let BlockRequest { tag, op } = request;
-        if let Err(error) = check(&op, &inner.info) {
-            inner.answer(tag, Err(error));
-            return Ok(());
-        }
-        let mut pressure = false;
-        let ended = {
-            let mut state = inner.lock();
-            if state.guest >= REQUESTS_MAX {
-                state.starved = true;
-                return Err(Full);
-            }
-            if let Some(write) = as_write(inner.index, &op) {
-                pressure = state.take_write(write)?;
-            } else if !state.is_primary() {
-                return Err(Full);
-            }
-            if state.guest == 0 {
-                state.progress = Instant::now();
-            }
-            state.guest += 1;
-            let reply = {
-                let inner = Arc::downgrade(inner);
-                Box::new(move |answer| {
-                    if let Some(inner) = inner.upgrade() {
-                        inner.guest_done(tag, answer);
-                    }
-                })
-            };
-            // Under the state's lock, so that the engine's order is the record's.
-            inner.engine.submit(as_op(op), Way { direct: true, mark: true }, reply).err()
-        };
-        if let Some(reply) = ended {
-            // As the engine answered what it had when it ended; not under the lock, which the answer takes.
-            reply(Err(libc::EIO));
-        }
-        if pressure && let Some(hooks) = inner.hooks() {
-            (hooks.pressure)();
-        }
-        Ok(())
-    }
-
-    /// Appends the answers that have come in since the last call, each request's once, and clears the event.
-    pub fn take_done(&self, into: &mut Vec<BlockDone>) {
-        // Cleared first: an answer that comes in between raises it again.
-        let _ = self.inner.event.read();
-        into.append(&mut self.inner.done.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Readable while answers wait.
-    #[must_use]
-    pub fn event(&self) -> RawFd {
-        self.inner.event.as_fd().as_raw_fd()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.inner.lock().stop = true;
-        self.inner.changed.notify_all();
-        if let Some(keeper) = self.keeper.take() {
-            // It may be waiting for a medium that hangs: then it ends by itself.
-            let until = std::time::Instant::now() + crate::keeper::STOP_BOUND;
-            while !keeper.is_finished() && std::time::Instant::now() < until {
-                std::thread::park_timeout(Duration::from_millis(1));
-            }
-            if keeper.is_finished() {
-                let _ = keeper.join();
-            }
-        }
-        self.inner.engine.stop();
-    }
-}
-
-impl State {
-    pub(crate) fn is_primary(&self) -> bool {
-        matches!(self.phase, Phase::Alone | Phase::Copying(_) | Phase::Recording(_) | Phase::Protected(_))
-    }
-
-    /// Remembers a write of the guest as its phase wants it; whether the epoch should end.
-    fn take_write(&mut self, write: DiskWrite) -> Result<bool, Full> {
-        let touched = RegionSet::touched(write.offset, write.len());
-        match &mut self.phase {
-            Phase::Alone => Ok(false),
-            Phase::Copying(dirty) => {
-                touched.for_each(|region| {
-                    dirty.insert(region);
-                });
-                Ok(false)
-            }
-            Phase::Recording(record) | Phase::Protected(record) => {
-                let epoch = record.open_epoch();
-                let room = record.push(write);
-                if room == Room::None {
-                    self.starved = true;
-                    return Err(Full);
-                }
-                let ticks = self.ticks;
-                touched.for_each(|region| {
-                    self.last_written.insert(region, (epoch, ticks));
-                });
-                Ok(room == Room::Pressure)
-            }
-            Phase::Idle | Phase::Standby(_) | Phase::Shut | Phase::Failed(_) => Err(Full),
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.submit(request),
         }
     }
 }
 
-impl Inner {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two changes that belong together.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn info_bytes(&self) -> u64 {
-        self.info.bytes
-    }
-
-    pub(crate) fn lock_log(&self) -> MutexGuard<'_, Option<LogFile>> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the log's header, durably; nothing where there is no log.
-    pub(crate) fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), DiskError> {
-        self.lock_log().as_mut().map_or(Ok(()), |log| log.update(change))
-    }
-
-    /// Changes the header for a new role or link. What the keeper had begun for the old one is void, and it begins nothing until `then`, told whether the header was written, has changed the phase: it would write the old role's
-    /// header over the new one's.
-    pub(crate) fn turn(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        header: impl FnOnce(&mut Header),
-        then: impl FnOnce(&mut State, bool),
-    ) -> Result<(), DiskError> {
-        state.session += 1;
-        state.turning = true;
-        drop(state);
-        let written = self.update_header(header);
-        let mut state = self.lock();
-        state.turning = false;
-        then(&mut state, written.is_ok());
-        drop(state);
-        self.changed.notify_all();
-        written
-    }
-
-    pub(crate) fn wrong_phase(&self, operation: &'static str, state: &State) -> DiskError {
-        match &state.phase {
-            Phase::Failed(error) => DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) },
-            phase => DiskError::Phase { disk: self.index, operation, phase: phase.name() },
+/// What a primary does.
+impl Disk {
+    /// Whether [`Disk::start_primary`] would find a copy that a guest may start from. Changes nothing: to be asked before the arbiter is, which takes the guest from whoever runs it.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`], [`DiskError::Phase`].
+    pub fn check_start(&self) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.check_start(),
         }
     }
 
-    fn hooks(&self) -> Option<Arc<Hooks>> {
-        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn tell(&self, event: DiskEvent) {
-        if let Some(hooks) = self.hooks() {
-            (hooks.event)(event);
+    /// Cold start: the guest is about to run on this copy, without a standby. Begins a data generation, durably.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`] for a copy that no guest may start from, [`DiskError::Phase`], and when the log cannot be written.
+    pub fn start_primary(&self) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.start_primary(),
         }
     }
 
-    pub(crate) fn tell_room(&self) {
-        if let Some(hooks) = self.hooks() {
-            (hooks.room)();
+    /// Begins the copy to a standby that has joined with this plan. Writes are watched from now on. Any time until the first call of [`DiskCopy::next_piece`] the standby may refuse; then [`Disk::unlink`].
+    ///
+    /// # Errors
+    /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] unless the disk runs alone, and when the log cannot be written.
+    pub fn begin_copy(&self, plan: &Plan, standby: &Identity) -> Result<DiskCopy, DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => Ok(DiskCopy(Kind::Mirror(mirror.begin_copy(plan, standby)?))),
         }
     }
 
-    /// Gives the guest an answer.
-    pub(crate) fn answer(&self, tag: u64, result: Result<Option<Box<[u8]>>, BlockError>) {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(BlockDone { tag, result });
-        // Fails only when the counter is full, and then the descriptor is readable.
-        let _ = self.event.write(1);
-    }
-
-    /// Gives the role up when a protected primary's medium has hung for too long. The requests stay in flight, as those that fail do.
-    pub(crate) fn watch_hang(&self) {
-        {
-            let mut state = self.lock();
-            let hangs = matches!(state.phase, Phase::Protected(_)) && state.guest > 0 && state.progress.elapsed() >= self.hang;
-            if !hangs || std::mem::replace(&mut state.hung, true) {
-                return;
-            }
-            tracing::error!(disk = %self.index, requests = state.guest, bound = ?self.hang, "the disk hangs while a standby can serve; this node gives up its role");
+    /// Gives what was written since the last sealing to `epoch`. In the pause; does no I/O. Empty for a disk that nothing is recorded of.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`]; [`DiskError::Phase`] while the disk is being copied or is no primary's.
+    pub fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.seal(epoch),
         }
-        self.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(io::Error::from_raw_os_error(libc::ETIMEDOUT)) });
     }
 
-    /// The engine's answer to a request of the guest.
-    fn guest_done(&self, tag: u64, answer: Answer) {
-        let room = {
-            let mut state = self.lock();
-            state.guest -= 1;
-            state.progress = Instant::now();
-            if let (Err(errno), Phase::Protected(_)) = (&answer, &state.phase) {
-                state.parked.push((tag, *errno));
-                let first = state.parked.len() == 1;
-                drop(state);
-                let error = io::Error::from_raw_os_error(*errno);
-                tracing::error!(disk = %self.index, %error, "the disk failed while a standby can serve; this node gives up its role");
-                if first {
-                    self.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(error) });
-                }
-                return;
-            }
-            let room = match &state.phase {
-                Phase::Recording(record) | Phase::Protected(record) => record.roomy(),
-                _ => true,
-            };
-            room && std::mem::take(&mut state.starved)
-        };
-        self.answer(tag, answer.map_err(BlockError::Io));
-        if room {
-            self.tell_room();
+    /// Gives up `epoch` and every later sealed one: their writes are the open epoch's again, in order.
+    pub fn unseal(&self, epoch: Epoch) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.unseal(epoch),
+        }
+    }
+
+    /// Gets its answer when every region marked so far is durably so in the change log; `None` when that is so already, or there is no log.
+    pub(crate) fn marking(&self) -> Option<std::sync::mpsc::Receiver<Answer>> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.inner.engine.marking(),
+        }
+    }
+
+    /// The standby holds every epoch up to the commit's.
+    pub fn release(&self, commit: &Commit) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.release(commit),
+        }
+    }
+
+    /// The standby has every write of every epoch up to this one durably in its copy. In the background the same is done here, and then regions are cleared in the log.
+    pub fn peer_durable(&self, epoch: Epoch) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.peer_durable(epoch),
+        }
+    }
+
+    /// The link was lost before the standby was recorded at the arbiter: the disk runs alone again. Harmless when it does.
+    pub fn unlink(&self) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.unlink(),
+        }
+    }
+
+    /// The standby is struck out of the record, and no other node can ever activate: begins a data generation, durably, answers what had failed, and runs alone.
+    ///
+    /// # Errors
+    /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason; no standby joins before [`Disk::identity`] has made it good.
+    pub fn struck_out(&self) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.struck_out(),
+        }
+    }
+
+    /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out.
+    pub fn shut(&self) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.shut(),
+        }
+    }
+}
+
+/// What a standby does.
+impl Disk {
+    /// This disk joins a primary with this plan, durably, before the primary is answered. `generation` is that in which the primary runs the guest.
+    ///
+    /// # Errors
+    /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] at a primary, and when the medium fails.
+    pub fn join(&self, plan: &Plan, primary: &Identity, generation: Generation) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.join(plan, primary, generation),
+        }
+    }
+
+    /// Waits until a full copy's disk reads as zeros; `false` when that takes longer than `bound`. True at once for any other copy. Before the first [`Disk::sync_block`], which else waits for it.
+    ///
+    /// # Errors
+    /// [`DiskError::Failed`].
+    pub fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.wait_wiped(bound),
+        }
+    }
+
+    /// Takes a block of the copy: up to 4096 bytes at `offset`, `None` for zeros. What lies beyond the end of the disk is dropped. Waits for room; an error of the medium is found later.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.sync_block(offset, data),
+        }
+    }
+
+    /// Keeps the writes of a complete epoch until it is committed. Those of other disks are not taken.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`], [`DiskError::OutOfRange`], [`DiskError::Phase`], [`DiskError::Failed`]; nothing is kept then.
+    pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.stage(epoch, writes),
+        }
+    }
+
+    /// Every epoch up to this one is committed. Waits while too much is under way, not for the writes.
+    ///
+    /// # Errors
+    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.commit(epoch),
+        }
+    }
+
+    /// Waits until everything committed and copied so far is in this host's image (perhaps only in the host's cache), and names the newest such epoch.
+    ///
+    /// # Errors
+    /// [`DiskError::Phase`] at a primary, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`].
+    pub fn wait_applied(&self, bound: Duration) -> Result<Epoch, DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.wait_applied(bound),
+        }
+    }
+
+    /// The link is lost, or no more is to be committed: what is kept and not committed is thrown away.
+    pub fn discard_uncommitted(&self) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.discard_uncommitted(),
+        }
+    }
+
+    /// After the grant, before the guest runs: what is committed is the guest's disk now, what is not is thrown away. From here on the disk is a primary's that runs alone.
+    ///
+    /// # Errors
+    /// [`DiskError::Unfit`] when no epoch was committed, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`]. The guest must not run then.
+    pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.activate(bound),
         }
     }
 }
 
 pub(crate) fn copy_of(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
-}
-
-fn fresh(bytes: u64) -> Header {
-    Header {
-        id: DataId::NONE,
-        bytes,
-        current: DataId::NONE,
-        base: DataId::NONE,
-        joining: DataId::NONE,
-        sequence: 1,
-        state: CopyState::Consistent,
-        image: ImageFile::default(),
-    }
-}
-
-fn open_log(options: &DiskOptions, image: &Image) -> Result<(LogFile, RegionSet), DiskError> {
-    let path = match &options.log {
-        Some(path) => path.clone(),
-        None if image.is_device() => return Err(DiskError::LogNeeded(image.path().to_owned())),
-        // By the image's real name, so that two links to one image cannot have two logs.
-        None => beside(image.path()),
-    };
-    let file = image.identity();
-    match LogFile::open(&path, image.bytes())? {
-        Some((log, _)) if !log.header().image.may_be(file) && !options.overwrite => {
-            Err(DiskError::ImageReplaced { log: path.into(), image: image.path().into() })
-        }
-        Some(known) if known.0.header().image.may_be(file) => Ok(known),
-        _ => {
-            let set = RegionSet::new(image.bytes());
-            Ok((LogFile::create(&path, Header { image: file, ..fresh(image.bytes()) }, &set)?, set))
-        }
-    }
 }
 
 fn serial(index: DiskIndex, given: Option<&str>) -> Result<[u8; 20], DiskError> {
@@ -577,46 +352,3 @@ fn serial(index: DiskIndex, given: Option<&str>) -> Result<[u8; 20], DiskError> 
     serial[..text.len()].copy_from_slice(text.as_bytes());
     Ok(serial)
 }
-
-/// What the device has checked already, checked again: the engine and the log rely on it.
-fn check(op: &BlockOp, info: &BlockInfo) -> Result<(), BlockError> {
-    let (offset, len, most, writes) = match op {
-        BlockOp::Read { offset, len } => (*offset, u64::from(*len), REQUEST_BYTES_MAX as u64, false),
-        BlockOp::Write { offset, data } => (*offset, data.len() as u64, REQUEST_BYTES_MAX as u64, true),
-        BlockOp::Discard { offset, len } => (*offset, *len, DISCARD_BYTES_MAX, true),
-        BlockOp::WriteZeroes { offset, len, .. } => (*offset, *len, ZEROES_BYTES_MAX, true),
-        BlockOp::Flush => return Ok(()),
-    };
-    if writes && info.read_only {
-        return Err(BlockError::ReadOnly);
-    }
-    let inside = offset.checked_add(len).is_some_and(|end| end <= info.bytes);
-    if !inside || len > most || !offset.is_multiple_of(SECTOR) || !len.is_multiple_of(SECTOR) {
-        return Err(BlockError::OutOfRange);
-    }
-    Ok(())
-}
-
-fn as_write(disk: DiskIndex, op: &BlockOp) -> Option<DiskWrite> {
-    let (offset, change) = match op {
-        BlockOp::Write { offset, data } => (*offset, DiskChange::Data(Arc::clone(data))),
-        BlockOp::WriteZeroes { offset, len, may_unmap } => (*offset, DiskChange::Zeroes { len: *len, may_unmap: *may_unmap }),
-        BlockOp::Discard { offset, len } => (*offset, DiskChange::Discard { len: *len }),
-        BlockOp::Read { .. } | BlockOp::Flush => return None,
-    };
-    Some(DiskWrite { disk, offset, change })
-}
-
-fn as_op(op: BlockOp) -> Op {
-    match op {
-        BlockOp::Read { offset, len } => Op::Read { offset, len },
-        BlockOp::Write { offset, data } => Op::Write { offset, data },
-        BlockOp::Flush => Op::Flush,
-        BlockOp::Discard { offset, len } => Op::Discard { offset, len },
-        BlockOp::WriteZeroes { offset, len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
-    }
-}
-
-#[cfg(test)]
-#[path = "disk_tests.rs"]
-mod tests;

@@ -254,7 +254,14 @@ fn key(options: &DiskOptions) -> std::io::Result<crate::image::Key> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::Phase;
+    use crate::disk::Modal;
+    use crate::mirror::{Inner, Phase};
+
+    fn inner(disk: &Disk) -> &Inner {
+        match &disk.mode {
+            Modal::Mirror(mirror) => &mirror.inner,
+        }
+    }
 
     #[test]
     fn a_strike_out_waits_for_a_medium_that_hangs_for_its_bound_only_and_happens_when_it_answers() {
@@ -268,17 +275,17 @@ mod tests {
         disks.start_primary().unwrap();
         let before = disks.identities().unwrap();
         // A log that is being written and does not get done.
-        let hanging = disks.disks[0].inner.lock_log();
+        let hanging = inner(&disks.disks[0]).lock_log();
 
         let struck = disks.struck_out_within(Duration::from_millis(200));
 
         assert!(matches!(struck, Err(DiskError::Slow { disk: DiskIndex(0), .. })), "{struck:?}");
         assert_ne!(disks.disks[1].identity().unwrap().current, before[1].current, "the other disk does not wait");
         drop(hanging);
-        while disks.disks[0].inner.lock().turning {
+        while inner(&disks.disks[0]).lock().turning {
             std::thread::yield_now();
         }
         assert_ne!(disks.disks[0].identity().unwrap().current, before[0].current);
-        assert!(matches!(disks.disks[0].inner.lock().phase, Phase::Alone));
+        assert!(matches!(inner(&disks.disks[0]).lock().phase, Phase::Alone));
     }
 }

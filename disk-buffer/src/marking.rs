@@ -24,7 +24,7 @@ impl Disks {
     /// To be taken after [`Disks::seal`], in the same pause, and waited for before the epoch's last byte is sent. Does no I/O.
     #[must_use]
     pub fn marking(&self) -> Marking {
-        Marking { waits: self.iter().filter_map(|disk| Some((disk.index(), disk.inner.engine.marking()?))).collect() }
+        Marking { waits: self.iter().filter_map(|disk| Some((disk.index(), disk.marking()?))).collect() }
     }
 }
 

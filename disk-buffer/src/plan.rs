@@ -1,6 +1,6 @@
 //! What has to be copied when a standby joins, decided from the two sides' identities. Pure, and never silent: whatever does not fit together is refused with its reason.
 //!
-//! Not here: the copying ([`crate::copy`]), the durable steps around it ([`crate::disk`]).
+//! Not here: the copying ([`crate::copy`]), the durable steps around it ([`crate::mirror`]).
 
 use serde::{Deserialize, Serialize};
 

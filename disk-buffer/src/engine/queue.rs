@@ -3,7 +3,7 @@
 //! Requests that overlap, at least one of them writing, are carried out in the order in which they were submitted; a barrier after every writing request submitted before it. A request may also wait
 //! for its regions to be marked in the change log. Everything else may go at once and in any order.
 //!
-//! The scan for overlaps is linear in the requests in flight. They are bounded (256 of the guest, [`crate::standby::BACKLOG_REQUESTS`] of epochs, a few of a copy), so it costs a microsecond at worst.
+//! The scan for overlaps is linear in the requests in flight. They are bounded (256 of the guest, [`crate::mirror::standby::BACKLOG_REQUESTS`] of epochs, a few of a copy), so it costs a microsecond at worst.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

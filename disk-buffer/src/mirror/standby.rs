@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use types::block::{DiskChange, DiskWrite};
 use types::{Epoch, Generation, PAGE_SIZE};
 
+use super::{Inner, Mirror, Phase, State};
 use crate::changes::Header;
-use crate::disk::{Disk, Inner, MEDIUM_BOUND, Phase, State, copy_of};
+use crate::disk::{MEDIUM_BOUND, copy_of};
 use crate::engine::{Answer, Op, Way};
 use crate::error::DiskError;
 use crate::hooks::DiskEvent;
@@ -102,14 +103,14 @@ impl Following {
     }
 }
 
-impl Disk {
+impl Mirror {
     /// This copy joins a primary with this plan: it says durably that it is incomplete, before its first byte changes. Before the primary is answered. For a full copy it is made to
     /// read as zeros, in the background: a medium that cannot do that quickly takes as long as it takes to write ([`Disk::wait_wiped`]).
     /// `generation` is that in which the primary runs the guest; [`DiskEvent::Durable`] names it.
     ///
     /// # Errors
     /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] at a primary, and when the medium fails.
-    pub fn join(&self, plan: &Plan, primary: &Identity, generation: Generation) -> Result<(), DiskError> {
+    pub(crate) fn join(&self, plan: &Plan, primary: &Identity, generation: Generation) -> Result<(), DiskError> {
         let inner = &self.inner;
         if let Plan::Refuse(refusal) = plan {
             return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
@@ -152,7 +153,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::Failed`].
-    pub fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
+    pub(crate) fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
         let until = Instant::now() + bound;
         let mut state = self.inner.lock();
         loop {
@@ -173,7 +174,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
-    pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
+    pub(crate) fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
         let inner = &self.inner;
         let bytes = inner.info_bytes();
         let len = data.map_or(PAGE_SIZE, <[u8]>::len) as u64;
@@ -215,7 +216,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::EpochOrder`], [`DiskError::OutOfRange`], [`DiskError::Phase`], [`DiskError::Failed`]; nothing is kept then.
-    pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
+    pub(crate) fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
         let inner = &self.inner;
         let bytes = inner.info_bytes();
         for write in &writes {
@@ -244,7 +245,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
-    pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
+    pub(crate) fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
         let inner = &self.inner;
         loop {
             let (now, writes) = {
@@ -279,7 +280,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::Phase`] at a primary, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`].
-    pub fn wait_applied(&self, bound: Duration) -> Result<Epoch, DiskError> {
+    pub(crate) fn wait_applied(&self, bound: Duration) -> Result<Epoch, DiskError> {
         let state = self.inner.wait_idle(bound)?;
         match &state.phase {
             Phase::Standby(following) => Ok(following.applied),
@@ -288,7 +289,7 @@ impl Disk {
     }
 
     /// The link is lost, or no more is to be committed: what is kept and not committed is thrown away.
-    pub fn discard_uncommitted(&self) {
+    pub(crate) fn discard_uncommitted(&self) {
         if let Phase::Standby(following) = &mut self.inner.lock().phase {
             following.staged.clear();
             following.staged_last = following.committed;
@@ -300,7 +301,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::Unfit`] when no epoch was committed, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`]. The guest must not run then.
-    pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
+    pub(crate) fn activate(&self, bound: Duration) -> Result<(), DiskError> {
         let inner = &self.inner;
         self.discard_uncommitted();
         let state = inner.wait_idle(bound)?;
@@ -440,7 +441,7 @@ impl Inner {
         }
         self.changed.notify_all();
         tracing::error!(disk = %self.index, %error, what, "this standby's disk failed; it will not be activated");
-        self.tell(DiskEvent::Failed { disk: self.index, error });
+        self.front.tell(DiskEvent::Failed { disk: self.index, error });
     }
 
     /// The state when nothing that was committed or copied is under way any more.

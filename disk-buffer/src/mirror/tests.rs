@@ -1,5 +1,9 @@
 //! What a disk does in states that its outside cannot bring about at will.
 
+use std::os::fd::AsRawFd;
+
+use types::block::{BlockDone, BlockOp};
+
 use super::*;
 use crate::engine::faults::{Asked, Strike};
 use crate::plan::{FullReason, Plan};
@@ -12,6 +16,10 @@ fn options(directory: &std::path::Path) -> DiskOptions {
     DiskOptions { path, ..DiskOptions::default() }
 }
 
+fn open(options: &DiskOptions, tuning: Tuning) -> Mirror {
+    Mirror::open(Opening { index: DiskIndex(0), options, serial: [0; 20], tuning }).unwrap()
+}
+
 fn write(offset: u64) -> BlockOp {
     BlockOp::Write { offset, data: vec![1; 4096].into() }
 }
@@ -19,7 +27,7 @@ fn write(offset: u64) -> BlockOp {
 #[test]
 fn a_request_to_an_engine_that_has_ended_is_answered_with_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = Disk::open(DiskIndex(0), &options(directory.path())).unwrap();
+    let disk = open(&options(directory.path()), Tuning::default());
     disk.start_primary().unwrap();
     disk.inner.engine.stop();
 
@@ -27,7 +35,7 @@ fn a_request_to_an_engine_that_has_ended_is_answered_with_an_error() {
     disk.submit(BlockRequest { tag: 8, op: BlockOp::Flush }).unwrap();
 
     let mut done = Vec::new();
-    disk.take_done(&mut done);
+    disk.inner.front.take_done(&mut done);
     let error = |tag| BlockDone { tag, result: Err(BlockError::Io(libc::EIO)) };
     assert_eq!(done, [error(7), error(8)]);
     assert_eq!(disk.inner.lock().guest, 0);
@@ -46,7 +54,7 @@ fn a_standbys_copy_that_fails_while_it_is_settled_is_never_called_whole() {
         }
         _ => Strike::Pass,
     };
-    let disk = Disk::open_with(DiskIndex(0), &options, Tuning { faults: Some(Arc::new(faults)), ..Tuning::default() }).unwrap();
+    let disk = open(&options, Tuning { faults: Some(Arc::new(faults)), ..Tuning::default() });
     let primary = Identity { id: DataId(1), current: DataId(2), ..disk.identity().unwrap() };
     disk.join(&Plan::Full(FullReason::Empty), &primary, types::Generation(1)).unwrap();
     while disk.inner.engine.in_flight() > 0 {
@@ -68,14 +76,14 @@ fn a_standbys_copy_that_fails_while_it_is_settled_is_never_called_whole() {
     // With its keeper, which finishes what it had begun.
     drop(disk);
 
-    let again = Disk::open(DiskIndex(0), &options).unwrap();
+    let again = open(&options, Tuning::default());
     assert_eq!(again.identity().unwrap().state, CopyState::Copying);
 }
 
 #[test]
 fn no_standby_joins_until_the_line_of_writes_without_the_last_one_has_a_name() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = Disk::open(DiskIndex(0), &options(directory.path())).unwrap();
+    let disk = open(&options(directory.path()), Tuning::default());
     disk.start_primary().unwrap();
     let before = disk.identity().unwrap();
     let fd = disk.inner.lock_log().as_ref().unwrap().fd();

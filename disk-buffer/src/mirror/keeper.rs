@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use types::Epoch;
 
-use crate::disk::{Inner, MEDIUM_BOUND, Phase, State};
+use super::{Inner, Phase, State};
+use crate::disk::MEDIUM_BOUND;
 use crate::engine::{Op, Way};
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId};
@@ -18,8 +19,6 @@ use crate::identity::{CopyState, DataId};
 /// How long dropping a disk waits for its keeper.
 pub(crate) const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// A region that was written so many settlings ago or less stays marked: a guest that writes it again and again shall not wait for the log again and again.
-pub(crate) const HOT_TICKS: u64 = 10;
 /// With more regions marked than this, recently written ones are cleared too: what a host that returns has to copy stays within a gigabyte and what is not durable.
 const HOT_REGIONS: u32 = 1024;
 
@@ -157,7 +156,7 @@ fn settle(disk: &Arc<Inner>, session: u64, applied: Epoch, first: Option<(DataId
             _ => return Ok(()),
         }
     };
-    disk.tell(DiskEvent::Durable { disk: disk.index, epoch: applied, generation });
+    disk.front.tell(DiskEvent::Durable { disk: disk.index, epoch: applied, generation });
     Ok(())
 }
 

@@ -7,19 +7,20 @@ use std::sync::Arc;
 use types::block::{BlockError, DiskWrite};
 use types::{Commit, Epoch};
 
-use crate::copy::DiskCopy;
-use crate::disk::{Disk, MEDIUM_BOUND, Phase, State};
+use super::copy::MirrorCopy;
+use super::{Mirror, Phase, State};
+use crate::disk::MEDIUM_BOUND;
 use crate::error::DiskError;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::plan::Plan;
 use crate::regions::RegionSet;
 
-impl Disk {
+impl Mirror {
     /// Cold start: the guest is about to run on this copy, without a standby. Begins a data generation, durably.
     ///
     /// # Errors
     /// [`DiskError::Unfit`] for a copy that no guest may start from, [`DiskError::Phase`], and when the log cannot be written.
-    pub fn start_primary(&self) -> Result<(), DiskError> {
+    pub(crate) fn start_primary(&self) -> Result<(), DiskError> {
         self.check_start()?;
         let inner = &self.inner;
         inner.update_header(|header| {
@@ -36,7 +37,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::Unfit`], [`DiskError::Phase`].
-    pub fn check_start(&self) -> Result<(), DiskError> {
+    pub(crate) fn check_start(&self) -> Result<(), DiskError> {
         let inner = &self.inner;
         if !matches!(inner.lock().phase, Phase::Idle) {
             return Err(inner.wrong_phase("starting a guest", &inner.lock()));
@@ -55,12 +56,12 @@ impl Disk {
         Ok(())
     }
 
-    /// Begins the copy to a standby that has joined with this plan: its regions are marked here, durably, and writes are watched from now on. Any time until the first call of [`DiskCopy::next_piece`]
+    /// Begins the copy to a standby that has joined with this plan: its regions are marked here, durably, and writes are watched from now on. Any time until the first call of [`MirrorCopy::next_piece`]
     /// the standby may refuse; then [`Disk::unlink`].
     ///
     /// # Errors
     /// [`DiskError::Refused`] for a plan that is a refusal, [`DiskError::Phase`] unless the disk runs alone, and when the log cannot be written.
-    pub fn begin_copy(&self, plan: &Plan, standby: &Identity) -> Result<DiskCopy, DiskError> {
+    pub(crate) fn begin_copy(&self, plan: &Plan, standby: &Identity) -> Result<MirrorCopy, DiskError> {
         let inner = &self.inner;
         let mut first = RegionSet::new(inner.info_bytes());
         let mut base = standby.current;
@@ -99,7 +100,7 @@ impl Disk {
                     })
                 },
             );
-        let copy = prepared.and_then(|()| DiskCopy::new(Arc::clone(inner), session, first, matches!(plan, Plan::Full(_))));
+        let copy = prepared.and_then(|()| MirrorCopy::new(Arc::clone(inner), session, first, matches!(plan, Plan::Full(_))));
         if copy.is_err() {
             self.unlink();
         }
@@ -110,7 +111,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`DiskError::EpochOrder`]; [`DiskError::Phase`] while the disk is being copied or is no primary's.
-    pub fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError> {
+    pub(crate) fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError> {
         let inner = &self.inner;
         let mut state = inner.lock();
         match &mut state.phase {
@@ -122,14 +123,14 @@ impl Disk {
     }
 
     /// Gives up `epoch` and every later sealed one: their writes are the open epoch's again, in order.
-    pub fn unseal(&self, epoch: Epoch) {
+    pub(crate) fn unseal(&self, epoch: Epoch) {
         if let Phase::Recording(record) | Phase::Protected(record) = &mut self.inner.lock().phase {
             record.unseal(epoch);
         }
     }
 
     /// The standby holds every epoch up to the commit's.
-    pub fn release(&self, commit: &Commit) {
+    pub(crate) fn release(&self, commit: &Commit) {
         let inner = &self.inner;
         let room = {
             let mut state = inner.lock();
@@ -146,12 +147,12 @@ impl Disk {
             room && std::mem::take(&mut state.starved)
         };
         if room {
-            inner.tell_room();
+            inner.front.tell_room();
         }
     }
 
     /// The standby has every write of every epoch up to this one durably in its copy. In the background the same is done here, and then regions are cleared in the log.
-    pub fn peer_durable(&self, epoch: Epoch) {
+    pub(crate) fn peer_durable(&self, epoch: Epoch) {
         let inner = &self.inner;
         let mut state = inner.lock();
         if let Phase::Recording(record) | Phase::Protected(record) = &state.phase {
@@ -164,13 +165,13 @@ impl Disk {
     }
 
     /// The link was lost before the standby was recorded at the arbiter: the disk runs alone again. Harmless when it does.
-    pub fn unlink(&self) {
+    pub(crate) fn unlink(&self) {
         let ended = end_link(&mut self.inner.lock());
         for (tag, errno) in ended.parked {
-            self.inner.answer(tag, Err(BlockError::Io(errno)));
+            self.inner.front.answer(tag, Err(BlockError::Io(errno)));
         }
         if ended.starved {
-            self.inner.tell_room();
+            self.inner.front.tell_room();
         }
     }
 
@@ -178,7 +179,7 @@ impl Disk {
     ///
     /// # Errors
     /// When the log cannot be written. The disk runs alone nevertheless, and its next write may fail for the same reason; no standby joins before [`Disk::identity`] has made it good.
-    pub fn struck_out(&self) -> Result<(), DiskError> {
+    pub(crate) fn struck_out(&self) -> Result<(), DiskError> {
         let inner = &self.inner;
         let state = inner.lock();
         if !state.is_primary() {
@@ -195,16 +196,16 @@ impl Disk {
             },
         );
         for (tag, errno) in ended.parked {
-            inner.answer(tag, Err(BlockError::Io(errno)));
+            inner.front.answer(tag, Err(BlockError::Io(errno)));
         }
         if ended.starved {
-            inner.tell_room();
+            inner.front.tell_room();
         }
         begun
     }
 
     /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out; the change log has it marked.
-    pub fn shut(&self) {
+    pub(crate) fn shut(&self) {
         self.inner.lock().phase = Phase::Shut;
         self.inner.changed.notify_all();
     }
