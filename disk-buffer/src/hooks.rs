@@ -40,6 +40,13 @@ pub enum DiskEvent {
         /// How it failed.
         error: Arc<std::io::Error>,
     },
+    /// Another node has shut this one out of a shared disk ([`types::block::is_reservation_conflict`]): the request has no answer, nothing more is issued, and the node stops its guest.
+    ShutOut {
+        /// Which disk.
+        disk: DiskIndex,
+        /// What the disk said.
+        error: Arc<std::io::Error>,
+    },
     /// At a standby: its copy cannot follow any more; it must not be activated, and the primary must strike it out.
     Failed {
         /// Which disk.

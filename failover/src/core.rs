@@ -14,16 +14,19 @@
 //!   expects g, are dead for good. A plain read that shows no standby would not do: an unanswered request may still arrive after it.
 //! - An unanswered swap is followed by a read; until that read is answered it counts as having happened for what it would allow the
 //!   other side (the gate stays closed) and as not having happened for what it would allow this one.
+//! - *Fence, then run.* Where disks are shared, a grant becomes a running guest only after every older owner has been shut out of them (`fencing`).
 //! - A standby activates only after [`Action::StopCommitting`] and after winning `{g, owner, me} -> {g+1, me, None}` while it holds a
 //!   committed epoch of generation g.
 
 mod ask;
+mod fencing;
 mod primary;
 mod standby;
 
 use types::event::{Protection, Role};
 use types::{Epoch, Generation, NodeId};
 
+use crate::fence::Predecessor;
 use crate::record::Record;
 use ask::{Asker, Outcome};
 
@@ -45,6 +48,8 @@ pub struct Config {
     pub backoff_max_ns: u64,
     /// A primary reads the record this often, to learn of a mistake of its operators (a second process of the same name). Nanoseconds; 0: never.
     pub watch_ns: u64,
+    /// The VM has disks that several hosts can write to: with each grant older owners are shut out of them before anything runs ([`Action::Fence`]).
+    pub fence: bool,
 }
 
 impl Config {
@@ -58,6 +63,7 @@ impl Config {
             backoff_first_ns: 10_000_000,
             backoff_max_ns: 1_000_000_000,
             watch_ns: 1_000_000_000,
+            fence: false,
         }
     }
 }
@@ -146,6 +152,23 @@ pub enum Event {
         /// Which, and how; for the operator.
         reason: String,
     },
+    /// The shell has carried out [`Action::Fence`]: no older owner can write to the shared disks any more.
+    Fenced {
+        /// The grant that it was for.
+        generation: Generation,
+    },
+    /// An attempt to carry out [`Action::Fence`] failed; the shell tries again unless it was told that the grant is over.
+    FenceFailed {
+        /// The grant that it was for.
+        generation: Generation,
+        /// Why, for the operator.
+        why: String,
+    },
+    /// Primary: a shared disk refused a write because another node has shut this one out.
+    ShutOut {
+        /// Which disk, and how; for the operator.
+        reason: String,
+    },
     /// Primary: the guest ended by itself (power-off), and its last epoch is committed or cannot be.
     GuestEnded {
         /// How.
@@ -201,6 +224,14 @@ pub enum Action {
         reason: String,
     },
 
+    /// The right to run the guest is granted and nothing of it may run before every older owner is shut out of the shared disks. Answered by [`Event::Fenced`], after which [`Action::Boot`] or [`Action::Activate`] comes;
+    /// given up when [`Action::Refused`] or [`Action::StandDown`] comes instead.
+    Fence {
+        /// The grant.
+        record: Record,
+        /// Nodes of which it is not certain that they can write no more.
+        old: Vec<Predecessor>,
+    },
     /// Primary: the right to boot the guest is granted. Output is open.
     Boot {
         /// In this generation.
@@ -276,6 +307,8 @@ enum State {
     New,
     /// Primary: asked for the right to boot.
     Starting { abandon_standby: bool },
+    /// Granted; older owners are being shut out of the shared disks. `boot`: of a primary that starts, else of a standby that takes over. `fenced`: that is done. `sure`: the record was read since this node last slept.
+    Fencing { boot: bool, fenced: bool, sure: bool },
     /// Primary: open, no standby.
     Alone,
     /// Primary: open, memory is being copied.
@@ -331,8 +364,8 @@ impl Node {
     #[must_use]
     pub fn role(&self) -> Role {
         match self.state {
-            State::New | State::Starting { .. } | State::Stopped => Role::Stopped,
-            State::Waiting | State::Standing { .. } | State::Seeking => Role::Standby,
+            State::New | State::Starting { .. } | State::Stopped | State::Fencing { boot: true, .. } => Role::Stopped,
+            State::Waiting | State::Standing { .. } | State::Seeking | State::Fencing { boot: false, .. } => Role::Standby,
             _ => Role::Primary,
         }
     }
@@ -346,6 +379,7 @@ impl Node {
             State::Standing { committed: true, recorded: true } => Protection::Protected,
             State::Standing { .. } => Protection::Syncing,
             State::Striking | State::Ending | State::Seeking => Protection::Held,
+            State::Fencing { .. } => Protection::Fencing,
             State::New | State::Starting { .. } | State::Alone | State::Stopped => Protection::Unprotected,
         }
     }
@@ -397,6 +431,7 @@ impl Node {
                 self.state = State::Waiting;
                 self.report("waiting for a primary", actions);
             }
+            other if matches!(self.state, State::Fencing { .. }) => self.handle_fencing(other, now_ns, actions),
             other => match self.role() {
                 Role::Primary => self.handle_primary(other, now_ns, actions),
                 Role::Standby => self.handle_standby(other, actions),
@@ -431,6 +466,8 @@ impl Node {
             State::Striking | State::Ending => self.strike_out(),
             State::Seeking => self.take_over(),
             State::Standing { recorded: true, .. } if self.ask.view().is_none() => Some(Wish::Read),
+            State::Fencing { sure: false, .. } => Some(Wish::Read),
+            State::Alone if self.leaves_unfenced() => self.mark_fenced(),
             _ if self.watch_at_ns.is_some_and(|at| now_ns >= at) => Some(Wish::Read),
             _ => Some(Wish::Nothing),
         };
@@ -444,6 +481,7 @@ impl Node {
             State::New | State::Stopped | State::Waiting => {}
             State::Starting { abandon_standby } => self.learned_starting(record, abandon_standby, now_ns, actions),
             State::Standing { .. } | State::Seeking => self.learned_standby(record, now_ns, actions),
+            State::Fencing { .. } => self.learned_fencing(record, now_ns, actions),
             _ => self.learned_primary(record, now_ns, actions),
         }
     }
@@ -461,7 +499,10 @@ impl Node {
             State::Seeking => self.report(&format!("not activating: the arbiter gives no answer: {why}"), actions),
             _ if self.on_hold => self.report(&format!("output is held: the right to run cannot be confirmed: {why}"), actions),
             // The watch is tried again after the pause.
-            _ => self.watch_at_ns = (self.role() == Role::Primary && self.config.watch_ns > 0).then_some(0),
+            _ => {
+                let watches = self.role() == Role::Primary || matches!(self.state, State::Fencing { .. });
+                self.watch_at_ns = (watches && self.config.watch_ns > 0).then_some(0);
+            }
         }
     }
 
@@ -475,7 +516,7 @@ impl Node {
     }
 
     fn mine(&self, generation: Generation, standby: Option<NodeId>) -> Record {
-        Record { generation, owner: self.config.me.clone(), instance: self.config.instance, standby }
+        Record { generation, owner: self.config.me.clone(), instance: self.config.instance, standby, unfenced: Vec::new() }
     }
 
     fn watch_from(&mut self, now_ns: u64) {

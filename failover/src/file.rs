@@ -185,6 +185,10 @@ impl Arbiter for FileArbiter {
         }
         self.store(new)?;
         drop(lock);
+        if expect == Some(new) {
+            // A question in the form of a swap: is it still so?
+            return Ok(Swap::Done);
+        }
         tracing::info!(path = %self.path.display(), generation = new.generation.0, owner = %new.owner, standby = ?new.standby, "arbiter record changed");
         Ok(Swap::Done)
     }

@@ -8,6 +8,7 @@ pub mod arbiter;
 pub mod client;
 pub mod core;
 pub mod detector;
+pub mod fence;
 pub mod file;
 pub mod memory;
 pub mod record;

@@ -3,23 +3,34 @@
 //! Lives here: the record of a node that runs alone. It grants whatever it is asked, because there is nobody else to grant it to; a node that has a
 //! standby must not use it (the program refuses a standby without an arbiter both can reach).
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use crate::arbiter::{Arbiter, ArbiterError, Swap};
 use crate::record::Record;
 
 /// A record in memory.
-#[derive(Debug, Default)]
-pub struct MemoryArbiter(Option<Record>);
+///
+/// A clone is another way to the same record.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryArbiter(Arc<Mutex<Option<Record>>>);
+
+impl MemoryArbiter {
+    fn record(&self) -> MutexGuard<'_, Option<Record>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Arbiter for MemoryArbiter {
     fn read(&mut self) -> Result<Option<Record>, ArbiterError> {
-        Ok(self.0.clone())
+        Ok(self.record().clone())
     }
 
     fn swap(&mut self, expect: Option<&Record>, new: &Record) -> Result<Swap, ArbiterError> {
-        if self.0.as_ref() != expect {
-            return Ok(Swap::Lost(self.0.clone()));
+        let mut record = self.record();
+        if record.as_ref() != expect {
+            return Ok(Swap::Lost(record.clone()));
         }
-        self.0 = Some(new.clone());
+        *record = Some(new.clone());
         Ok(Swap::Done)
     }
 }

@@ -21,6 +21,10 @@ pub struct Record {
     pub instance: u64,
     /// The only node that may ask for the next generation without the owner's consent.
     pub standby: Option<NodeId>,
+    /// Nodes that owned the VM before and of which it is not certain that they can write to its shared disks no more: the owner runs nothing before it has shut them out. Carried over from grant to grant until that is done,
+    /// so that a new owner that dies over it leaves the next one knowing. Always empty without shared disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unfenced: Vec<NodeId>,
 }
 
 impl Record {

@@ -60,6 +60,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                 let Some(shared) = role.upgrade() else { return };
                 match event {
                     DiskEvent::GiveUp { disk, error } => shared.tell(News::DiskFailed { reason: format!("{disk}: {error}") }),
+                    DiskEvent::ShutOut { disk, error } => shared.tell(News::ShutOut { reason: format!("{disk}: {error}") }),
                     // A standby's.
                     DiskEvent::Durable { .. } | DiskEvent::Failed { .. } => {}
                 }

@@ -400,7 +400,12 @@ impl RoleThread {
             }
             Role::DropLink => self.drop_link(),
             // Start and takeover are over before a primary lives here.
-            Role::Boot { .. } | Role::Refused { .. } | Role::Activate { .. } | Role::StopCommitting | Role::StandDown { .. } => {}
+            Role::Fence { .. }
+            | Role::Boot { .. }
+            | Role::Refused { .. }
+            | Role::Activate { .. }
+            | Role::StopCommitting
+            | Role::StandDown { .. } => {}
         }
     }
 
@@ -498,6 +503,10 @@ impl RoleThread {
             News::DiskFailed { reason } => {
                 tracing::error!(reason, "a disk failed");
                 self.raise(RoleEvent::DiskFailed { reason });
+            }
+            News::ShutOut { reason } => {
+                tracing::error!(reason, "another node has shut this one out of a shared disk");
+                self.raise(RoleEvent::ShutOut { reason });
             }
             News::PeerLeft { link, reason } if ours(link) => self.peer_gone(format!("the standby left: {reason}")),
             News::PeerLeft { .. } => {}

@@ -68,6 +68,8 @@ pub(crate) enum News {
     Broken(String),
     /// A disk failed under the guest, which waits for its answer.
     DiskFailed { reason: String },
+    /// A shared disk says that another node has shut this one out.
+    ShutOut { reason: String },
     /// The standby said that a newer generation exists, or that it is leaving.
     PeerLeft { link: u64, reason: String },
 }

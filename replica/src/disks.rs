@@ -55,7 +55,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                         shared.tell(News::Spoilt { reason });
                     }
                     // A primary's.
-                    DiskEvent::GiveUp { .. } => {}
+                    DiskEvent::GiveUp { .. } | DiskEvent::ShutOut { .. } => {}
                 }
             }),
         });

@@ -247,6 +247,13 @@ mod shared_bytes {
     }
 }
 
+/// Whether a disk refused a request because another node holds a reservation on it (a failed nexus, SAM's RESERVATION CONFLICT): the kernel's block layer makes EBADE of that, for SCSI, NVMe and device-mapper alike
+/// (`blk_errors` in block/blk-core.c), also for O_DIRECT through io_uring.
+#[must_use]
+pub fn is_reservation_conflict(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(nix::errno::Errno::EBADE as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +269,14 @@ mod tests {
         for write in [data(&[]), data(&[7; 700]), zeroes, discard] {
             let text = serde_json::to_string(&write).unwrap();
             assert_eq!(serde_json::from_str::<DiskWrite>(&text).unwrap(), write);
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_for_another_nodes_reservation_is_one() {
+        assert!(is_reservation_conflict(&std::io::Error::from_raw_os_error(52)));
+        for other in [5, 28, 121, 125] {
+            assert!(!is_reservation_conflict(&std::io::Error::from_raw_os_error(other)));
         }
     }
 

@@ -31,6 +31,8 @@ pub enum Protection {
     Protected,
     /// The standby is gone and the arbiter has not yet said that the guest may go on alone: output is held.
     Held,
+    /// The node is granted the guest, which may not run yet: older owners are being shut out of its shared disks.
+    Fencing,
 }
 
 /// One event of a node's life, with its time.

@@ -1,7 +1,7 @@
 //! Fault points: places where a test can have the process die as if the host had, at the worst possible moment, or do one thing wrong that nothing outside can make it do.
 //!
-//! Armed only by the environment (`LOCKSTEP_FAULT=point:n`: when the point is reached for the n-th time); unarmed a point costs one load. Not here: any
-//! other kind of fault; tests make those from outside (signals, links, damaged bytes).
+//! Armed only by the environment; unarmed a point costs one load. `LOCKSTEP_FAULT=point:n`: when the point is reached for the n-th time. `point:n:stop`: stop (SIGSTOP) there instead of dying, so that a test can wake the
+//! process up when the world has gone on without it. Not here: any other kind of fault; tests make those from outside (signals, links, damaged bytes).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +19,10 @@ pub enum Point {
     MidSend,
     /// Primary: a commit has come, nothing of it is released.
     BeforeRelease,
+    /// Primary: a commit has come, and none of that epoch's writes to a shared disk is issued.
+    BeforeIssue,
+    /// Granted, and older owners are not yet shut out of the shared disks.
+    BeforeFence,
     /// Standby: a part of a committed epoch is in guest memory, perhaps not the last.
     MidApply,
     /// Standby: granted, nothing restored.
@@ -34,6 +38,8 @@ impl Point {
             Point::MidPause => "mid-pause",
             Point::MidSend => "mid-send",
             Point::BeforeRelease => "before-release",
+            Point::BeforeIssue => "before-issue",
+            Point::BeforeFence => "before-fence",
             Point::MidApply => "mid-apply",
             Point::MidActivation => "mid-activation",
             Point::MissPage => "miss-page",
@@ -44,25 +50,40 @@ impl Point {
 struct Armed {
     point: Point,
     left: AtomicU64,
+    signal: Signal,
 }
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
-const ALL: [Point; 7] =
-    [Point::MidSync, Point::MidPause, Point::MidSend, Point::BeforeRelease, Point::MidApply, Point::MidActivation, Point::MissPage];
+const ALL: [Point; 9] = [
+    Point::MidSync,
+    Point::MidPause,
+    Point::MidSend,
+    Point::BeforeRelease,
+    Point::BeforeIssue,
+    Point::BeforeFence,
+    Point::MidApply,
+    Point::MidActivation,
+    Point::MissPage,
+];
 
 fn parse(text: &str) -> Option<Armed> {
-    let (name, turns) = text.split_once(':')?;
+    let (name, rest) = text.split_once(':')?;
+    let (turns, signal) = match rest.split_once(':') {
+        None => (rest, Signal::SIGKILL),
+        Some((turns, "stop")) => (turns, Signal::SIGSTOP),
+        Some(_) => return None,
+    };
     let point = ALL.into_iter().find(|point| point.name() == name)?;
-    Some(Armed { point, left: AtomicU64::new(turns.parse().ok().filter(|turns| *turns > 0)?) })
+    Some(Armed { point, left: AtomicU64::new(turns.parse().ok().filter(|turns| *turns > 0)?), signal })
 }
 
-/// Dies here if this is the armed point and its turn has come.
+/// Dies (or stops) here if this is the armed point and its turn has come.
 #[inline]
 pub fn reach(point: Point) {
-    if its_turn(point) {
-        // SIGKILL cannot be refused; should raising fail the test notices that nobody died.
-        let _ = raise(Signal::SIGKILL);
+    if let Some(armed) = its_turn(point) {
+        // Neither signal can be refused; should raising fail the test notices that nobody died.
+        let _ = raise(armed.signal);
     }
 }
 
@@ -70,22 +91,22 @@ pub fn reach(point: Point) {
 #[inline]
 #[must_use]
 pub fn misbehave(point: Point) -> bool {
-    its_turn(point)
+    its_turn(point).is_some()
 }
 
 #[inline]
-fn its_turn(point: Point) -> bool {
+fn its_turn(point: Point) -> Option<&'static Armed> {
     let armed = ARMED.get_or_init(|| {
         let text = std::env::var("LOCKSTEP_FAULT").ok()?;
         let armed = parse(&text);
         if armed.is_none() {
             // A test with a typing error would test nothing.
-            eprintln!("LOCKSTEP_FAULT={text} is not point:n with one of {:?}", ALL.map(Point::name));
+            eprintln!("LOCKSTEP_FAULT={text} is not point:n or point:n:stop with one of {:?}", ALL.map(Point::name));
             std::process::exit(2);
         }
         armed
     });
-    armed.as_ref().is_some_and(|armed| armed.point == point && armed.left.fetch_sub(1, Ordering::Relaxed) == 1)
+    armed.as_ref().filter(|armed| armed.point == point && armed.left.fetch_sub(1, Ordering::Relaxed) == 1)
 }
 
 #[cfg(test)]
@@ -94,8 +115,9 @@ mod tests {
 
     #[test]
     fn only_known_points_with_a_turn_are_armed() {
-        assert!(parse("mid-send:3").is_some());
-        for wrong in ["mid-send", "mid-send:", "mid-send:0", "mid-sent:3", ""] {
+        assert!(parse("mid-send:3").is_some_and(|armed| armed.signal == Signal::SIGKILL));
+        assert!(parse("before-issue:3:stop").is_some_and(|armed| armed.signal == Signal::SIGSTOP));
+        for wrong in ["mid-send", "mid-send:", "mid-send:0", "mid-sent:3", "mid-send:3:", "mid-send:3:hang", "mid-send:3:stop:1", ""] {
             assert!(parse(wrong).is_none(), "{wrong}");
         }
     }

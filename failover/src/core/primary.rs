@@ -32,6 +32,7 @@ impl Node {
             Event::NewerGeneration { generation } if generation > self.generation => self.watch_at_ns = Some(now_ns),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
             Event::DiskFailed { reason } => self.disk_failed(reason, actions),
+            Event::ShutOut { reason } => self.fence(&format!("shut out of a shared disk: {reason}"), actions),
             _ => {}
         }
     }
@@ -135,7 +136,8 @@ impl Node {
     pub(super) fn claim(&self) -> Option<Wish> {
         let record = self.ask.view()?;
         let generation = record.as_ref().map_or(self.generation, |r| r.generation).next();
-        Some(Wish::Swap { expect: record.clone(), new: self.mine(generation, None) })
+        let new = Record { unfenced: self.left_by(record.as_ref()), ..self.mine(generation, None) };
+        Some(Wish::Swap { expect: record.clone(), new })
     }
 
     /// The swap that names the standby.
@@ -151,7 +153,7 @@ impl Node {
     }
 
     /// The record as known, if it is this node's in this generation.
-    fn current(&self) -> Option<&Record> {
+    pub(super) fn current(&self) -> Option<&Record> {
         let record = self.ask.view()?.as_ref()?;
         (record.generation == self.generation && record.is_owned_by(&self.config.me, self.config.instance)).then_some(record)
     }
@@ -162,11 +164,7 @@ impl Node {
         let generation = record.generation;
         if record.is_owned_by(me, self.config.instance) {
             self.generation = generation;
-            self.state = State::Alone;
-            self.watch_from(now_ns);
-            actions.push(Action::Boot { generation });
-            self.report("granted: running without a standby", actions);
-            return;
+            return self.granted(record, true, now_ns, actions);
         }
         let refusal = match &record.standby {
             _ if abandon => return,

@@ -54,7 +54,7 @@ impl Node {
     }
 
     /// Back to the start: what is held is worthless or not wanted. Nothing is committed after it.
-    fn stand_down(&mut self, reason: &str, actions: &mut Vec<Action>) {
+    pub(super) fn stand_down(&mut self, reason: &str, actions: &mut Vec<Action>) {
         self.state = State::Waiting;
         self.ask.forget();
         self.ask.no_pause();
@@ -68,7 +68,8 @@ impl Node {
     pub(super) fn take_over(&self) -> Option<Wish> {
         let record = self.ask.view()?.as_ref()?;
         let named = record.generation == self.generation && record.standby.as_ref() == Some(&self.config.me);
-        named.then(|| Wish::Swap { expect: Some(record.clone()), new: self.mine(self.generation.next(), None) })
+        let new = Record { unfenced: self.left_by(Some(record)), ..self.mine(self.generation.next(), None) };
+        named.then(|| Wish::Swap { expect: Some(record.clone()), new })
     }
 
     pub(super) fn learned_standby(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
@@ -88,10 +89,7 @@ impl Node {
             }
         } else if seeking && record.generation == self.generation.next() && record.is_owned_by(&self.config.me, self.config.instance) {
             self.generation = record.generation;
-            self.state = State::Alone;
-            self.watch_from(now_ns);
-            actions.push(Action::Activate { generation: record.generation });
-            self.report("granted: activating", actions);
+            self.granted(record, false, now_ns, actions);
         } else {
             self.stand_down(&format!("{} was granted generation {}", record.owner, record.generation), actions);
         }

@@ -11,7 +11,7 @@ fn id(name: &str) -> NodeId {
 }
 
 fn record(generation: u64, owner: &str, instance: u64, standby: Option<&str>) -> Record {
-    Record { generation: Generation(generation), owner: id(owner), instance, standby: standby.map(id) }
+    Record { generation: Generation(generation), owner: id(owner), instance, standby: standby.map(id), unfenced: Vec::new() }
 }
 
 /// A node with its arbiter's record at hand.

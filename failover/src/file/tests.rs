@@ -8,7 +8,13 @@ use types::{Generation, NodeId};
 use super::*;
 
 fn record(generation: u64, owner: &str) -> Record {
-    Record { generation: Generation(generation), owner: NodeId(owner.to_owned()), instance: 7, standby: Some(NodeId("b".to_owned())) }
+    Record {
+        generation: Generation(generation),
+        owner: NodeId(owner.to_owned()),
+        instance: 7,
+        standby: Some(NodeId("b".to_owned())),
+        unfenced: Vec::new(),
+    }
 }
 
 fn arbiter(directory: &Path) -> FileArbiter {

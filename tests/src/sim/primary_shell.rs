@@ -82,6 +82,7 @@ impl World {
             }
             Action::Finished => self.processes[slot].guest = None,
             Action::Arbiter { .. }
+            | Action::Fence { .. }
             | Action::Report { .. }
             | Action::DropLink
             | Action::StopCommitting
