@@ -2,6 +2,7 @@
 
 mod console;
 mod drivers;
+mod fence;
 mod outlets;
 
 use std::io::Read;
@@ -13,6 +14,8 @@ use checkpoint::{GuestBus, GuestShape};
 use disk_buffer::{DiskOptions, Disks};
 use failover::client::ArbiterClient;
 use failover::core::{Config as RoleConfig, Node};
+use failover::fence::FenceRunner;
+use failover::fence::runner::ArbiterMaker;
 use failover::memory::MemoryArbiter;
 use failover::{Arbiter, FileArbiter};
 use net_buffer::Limits;
@@ -72,6 +75,9 @@ pub enum NodeError {
     /// A disk cannot be used.
     #[error("disk")]
     Disk(#[from] disk_buffer::DiskError),
+    /// Older owners could not be shut out of the shared disks.
+    #[error("shared disks")]
+    Fence(#[from] failover::fence::FenceError),
     /// The output buffer cannot be made.
     #[error("output buffer")]
     Output(#[from] net_buffer::BufferError),
@@ -114,18 +120,19 @@ pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &Atomic
 fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let report = Arc::clone(&outlets.report);
     let images = images(config)?;
+    let arbiters = arbiters(config);
+    let mut fence = fence::of(config, &arbiters)?;
     let disks = open_disks(config)?;
     let (mut machine, output) = machine(config, outlets, &disks)?;
-    let arbiter: Box<dyn Arbiter> = match &config.peering {
-        Peering::Alone => Box::new(MemoryArbiter::default()),
-        Peering::Primary { arbiter, .. } => open_arbiter(arbiter, config),
-        Peering::Standby { .. } => return Err(NodeError::WrongPart("primary")),
-    };
-    let arbiter = client(arbiter)?;
+    if matches!(config.peering, Peering::Standby { .. }) {
+        return Err(NodeError::WrongPart("primary"));
+    }
+    let arbiter = client(arbiters())?;
     let mut node = node(config);
     // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
     disks.check_start()?;
-    match primary::start(&mut node, &arbiter, abandon_standby, &report, shutdown) {
+    let asking = primary::Asking { node: &mut node, arbiter: &arbiter, fence: fence.as_mut(), report: &report };
+    match primary::start(asking, abandon_standby, shutdown) {
         Start::Granted => {}
         Start::Refused(reason) => return Err(NodeError::Refused(reason)),
         Start::Interrupted => return Ok(Exit::Interrupted),
@@ -142,7 +149,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
-    lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, report }, shutdown)
+    lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, report }, shutdown)
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
@@ -158,16 +165,19 @@ pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, N
 
 fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let report = Arc::clone(&outlets.report);
-    let Peering::Standby { arbiter, listen, .. } = &config.peering else {
+    let Peering::Standby { listen, .. } = &config.peering else {
         return Err(NodeError::WrongPart("standby"));
     };
     // Now: after a failover the guest may ask for a reset, and would then not find what it boots from.
     let images = images(config)?;
+    let arbiters = arbiters(config);
+    let fence = fence::of(config, &arbiters)?;
     let disks = open_disks(config)?;
     let (machine, output) = machine(config, outlets, &disks)?;
     let setup = replica::Setup {
         node: node(config),
-        arbiter: client(open_arbiter(arbiter, config))?,
+        arbiter: client(arbiters())?,
+        fence,
         listener: transport::tcp::Listener::bind(listen)?,
         report: Arc::clone(&report),
         config: ReplicaConfig {
@@ -186,8 +196,8 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     match replica::run(setup, shutdown)? {
         Outcome::Interrupted => Ok(Exit::Interrupted),
         Outcome::Activated(active) => {
-            let replica::Activated { machine, node, arbiter } = *active;
-            lead(Leading { config, outlets, machine: Arc::new(machine), images, output, disks, node, arbiter, report }, shutdown)
+            let replica::Activated { machine, node, arbiter, fence } = *active;
+            lead(Leading { config, outlets, machine: Arc::new(machine), images, output, disks, node, arbiter, fence, report }, shutdown)
         }
     }
 }
@@ -201,12 +211,13 @@ struct Leading<'a> {
     disks: Arc<Disks>,
     node: Node,
     arbiter: ArbiterClient,
+    fence: Option<FenceRunner>,
     report: Report,
 }
 
 /// The life of a primary whose machine runs.
 fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    let Leading { config, outlets, machine, images, output, disks, node, arbiter, report } = leading;
+    let Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, report } = leading;
     if config.console == Console::Stdio {
         console_input(&machine)?;
     }
@@ -246,6 +257,7 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
         disks,
         node,
         arbiter,
+        fence,
         report,
     };
     Ok(match primary::run(setup, shutdown)? {
@@ -280,6 +292,7 @@ fn disk_options(disk: &config::DiskConfig) -> DiskOptions {
         read_only: disk.read_only,
         mode: match disk.mode {
             config::DiskMode::Mirror => disk_buffer::Mode::Mirror,
+            config::DiskMode::Shared => disk_buffer::Mode::Shared,
         },
         overwrite: disk.resync == config::Resync::Full,
         ..DiskOptions::default()
@@ -350,12 +363,20 @@ fn shape(config: &NodeConfig, machine: &Machine) -> GuestShape {
 fn node(config: &NodeConfig) -> Node {
     // Tells this process from an earlier one of the same name; a repeat would take two starts in the same nanosecond with the same seed.
     let instance = rand::random();
-    Node::new(RoleConfig::new(config.node.clone(), instance))
+    Node::new(RoleConfig { fence: fence::paths(config).next().is_some(), ..RoleConfig::new(config.node.clone(), instance) })
 }
 
-fn open_arbiter(arbiter: &config::Arbiter, config: &NodeConfig) -> Box<dyn Arbiter> {
-    match arbiter {
-        config::Arbiter::File(path) => Box::new(FileArbiter::new(path.clone(), config.vm.clone())),
+/// What makes a way to the arbiter for whoever asks it on a thread of its own.
+fn arbiters(config: &NodeConfig) -> ArbiterMaker {
+    match &config.peering {
+        Peering::Alone => {
+            let arbiter = MemoryArbiter::default();
+            Arc::new(move || Box::new(arbiter.clone()) as Box<dyn Arbiter>)
+        }
+        Peering::Primary { arbiter: config::Arbiter::File(path), .. } | Peering::Standby { arbiter: config::Arbiter::File(path), .. } => {
+            let (path, vm) = (path.clone(), config.vm.clone());
+            Arc::new(move || Box::new(FileArbiter::new(path.clone(), vm.clone())) as Box<dyn Arbiter>)
+        }
     }
 }
 

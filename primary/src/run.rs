@@ -16,6 +16,7 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use disk_buffer::Disks;
 use failover::client::ArbiterClient;
 use failover::core::{Action as Role, Event as RoleEvent, Node};
+use failover::fence::FenceRunner;
 use failover::{Detector, Verdict};
 use net_buffer::StruckOut;
 use transport::ControlSender;
@@ -83,6 +84,8 @@ pub struct Setup {
     pub images: Arc<BootImages>,
     /// The arbiter.
     pub arbiter: ArbiterClient,
+    /// Has shut older owners out of the shared disks, where there are any.
+    pub fence: Option<FenceRunner>,
     /// Where events go.
     pub report: Report,
     /// Options.
@@ -215,6 +218,10 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let _ = epoch_thread.join();
     // The connector may be in the middle of an attempt: it ends with the process or with its attempt.
     drop(connector);
+    if let (Some(End::GuestStopped(_) | End::Interrupted), Some(fence)) = (&end, &setup.fence) {
+        // No standby is recorded: nobody can take this guest over.
+        fence.release();
+    }
     match (end, broken) {
         (Some(end), _) => Ok(end),
         (None, Some(reason)) => Err(PrimaryError::Guest(reason)),

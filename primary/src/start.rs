@@ -1,15 +1,20 @@
-//! The start of a primary: the right to boot the guest, from the arbiter. Guards S3: nothing boots before the grant.
+//! The start of a primary: the right to boot the guest, from the arbiter. Guards S3: nothing boots before the grant, and, where disks are shared, before older owners are shut out of them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam::channel::never;
 use failover::client::ArbiterClient;
 use failover::core::{Action, Event, Node};
+use failover::fence::{self, FenceRunner};
 use types::clock::monotonic_ns;
 use types::event::{NodeEventKind, Report};
 
 /// How often the wait for an answer looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(20);
+
+/// A wait that took longer than this was a sleep. Nobody waits for this node's heartbeats yet, so a busy host may take its time.
+const SLEPT_NS: u64 = 500_000_000;
 
 /// What the arbiter said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +27,25 @@ pub enum Start {
     Interrupted,
 }
 
-/// Asks for the right to boot until there is an answer; an arbiter that does not answer is asked again, with every failure reported.
-pub fn start(node: &mut Node, arbiter: &ArbiterClient, abandon_standby: bool, report: &Report, shutdown: &AtomicBool) -> Start {
+/// Whom a start asks.
+pub struct Asking<'a> {
+    /// The role machine, not started.
+    pub node: &'a mut Node,
+    /// The arbiter.
+    pub arbiter: &'a ArbiterClient,
+    /// Shuts older owners out of the shared disks, where there are any.
+    pub fence: Option<&'a mut FenceRunner>,
+    /// Where events go.
+    pub report: &'a Report,
+}
+
+/// Asks for the right to boot until there is an answer, and has older owners shut out of the shared disks; an arbiter that does not answer is asked again, with every failure reported, and so is the fence.
+pub fn start(asking: Asking<'_>, abandon_standby: bool, shutdown: &AtomicBool) -> Start {
+    let Asking { node, arbiter, mut fence, report } = asking;
+    let fenced = fence.as_ref().map_or_else(never, |fence| fence.news().clone());
     let mut actions = Vec::new();
     node.handle(Event::StartPrimary { abandon_standby }, monotonic_ns(), &mut actions);
+    let mut looked_ns = monotonic_ns();
     while !shutdown.load(Ordering::Acquire) {
         let mut outcome = None;
         for action in actions.drain(..) {
@@ -35,6 +55,11 @@ pub fn start(node: &mut Node, arbiter: &ArbiterClient, abandon_standby: bool, re
                     tracing::info!(?role, ?protection, %generation, reason, "state");
                     report(NodeEventKind::State { role, protection, generation, reason });
                 }
+                Action::Fence { record, old } => {
+                    if let Err(error) = fence::begin(fence.as_deref_mut(), record, old) {
+                        outcome = Some(Start::Refused(error.to_string()));
+                    }
+                }
                 Action::Boot { .. } => outcome = Some(Start::Granted),
                 Action::Refused { reason } => outcome = Some(Start::Refused(reason)),
                 other => tracing::debug!(?other, "not an action of a start"),
@@ -43,11 +68,25 @@ pub fn start(node: &mut Node, arbiter: &ArbiterClient, abandon_standby: bool, re
         if let Some(outcome) = outcome {
             return outcome;
         }
-        if let Ok((id, answer)) = arbiter.answers().recv_timeout(POLL) {
-            node.handle(Event::ArbiterReply { id, answer }, monotonic_ns(), &mut actions);
-        } else {
-            node.handle(Event::Tick, monotonic_ns(), &mut actions);
+        let event = crossbeam::channel::select! {
+            recv(arbiter.answers()) -> answer => answer.map_or(Event::Tick, |(id, answer)| Event::ArbiterReply { id, answer }),
+            recv(fenced) -> news => news.map_or(Event::Tick, FenceRunner::event),
+            default(POLL) => Event::Tick,
+        };
+        let now = monotonic_ns();
+        let gap_ns = now.saturating_sub(looked_ns);
+        looked_ns = now;
+        if gap_ns > SLEPT_NS {
+            // Before anything that came from before a sleep is believed: a grant may be over.
+            node.handle(Event::Stalled { gap_ns }, now, &mut actions);
         }
+        node.handle(event, now, &mut actions);
+    }
+    if let Some(fence) = fence {
+        fence.stop();
     }
     Start::Interrupted
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,9 @@ use vmm::VmmError;
 /// Why a standby cannot go on, or why one of its steps failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
+    /// Older owners cannot be shut out of the shared disks.
+    #[error(transparent)]
+    Fence(#[from] failover::fence::FenceError),
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] VmmError),

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use checkpoint::message::{self, Message};
 use checkpoint::{CompleteEpoch, GuestMap, GuestShape, VerifyMemory};
-use crossbeam::channel::{Receiver, bounded, unbounded};
+use crossbeam::channel::{Receiver, bounded, never, unbounded};
 use disk_buffer::Disks;
 use failover::client::ArbiterClient;
 use failover::core::{Action, Event as RoleEvent, Node};
+use failover::fence::FenceRunner;
 use failover::{Detector, Verdict};
 use transport::tcp::Listener;
 use transport::{ControlSender, Slot};
@@ -63,6 +64,8 @@ pub struct Setup {
     pub node: Node,
     /// The arbiter.
     pub arbiter: ArbiterClient,
+    /// Shuts older owners out of the shared disks, where there are any.
+    pub fence: Option<FenceRunner>,
     /// The replication port.
     pub listener: Listener,
     /// Where events go.
@@ -81,6 +84,8 @@ pub struct Activated {
     pub node: Node,
     /// The arbiter.
     pub arbiter: ArbiterClient,
+    /// As in [`Setup`].
+    pub fence: Option<FenceRunner>,
 }
 
 /// How a standby's life ended.
@@ -99,10 +104,17 @@ struct LinkState {
     sequence: u64,
 }
 
+/// What the role thread waits for.
+enum Item {
+    News(News),
+    Role(RoleEvent),
+}
+
 struct RoleThread {
     machine: Machine,
     node: Node,
     arbiter: ArbiterClient,
+    fence: Option<FenceRunner>,
     config: ReplicaConfig,
     shared: Arc<Shared>,
     door: Arc<Door>,
@@ -118,7 +130,7 @@ struct RoleThread {
 /// # Errors
 /// When a thread cannot be had, or when the guest was granted and cannot be activated.
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
-    let Setup { machine, disks, node, arbiter, listener, report, config, console } = setup;
+    let Setup { machine, disks, node, arbiter, fence, listener, report, config, console } = setup;
     let (news_tx, news) = unbounded();
     let (apply_tx, jobs) = unbounded();
     let slots = machine.slots().slots();
@@ -147,14 +159,14 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
         spawn("greeter", move || greet::run(&shared, &door, &listener))?;
     }
     report(NodeEventKind::Ready);
-    let mut role = RoleThread { machine, node, arbiter, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
+    let mut role = RoleThread { machine, node, arbiter, fence, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
     role.live(shutdown);
     role.door.closed.store(true, Ordering::Release);
     role.drop_link();
     role.shared.apply(Job::Stop);
-    let RoleThread { machine, node, arbiter, done, .. } = role;
+    let RoleThread { machine, node, arbiter, fence, done, .. } = role;
     match done {
-        Some(Ok(())) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter }))),
+        Some(Ok(())) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter, fence }))),
         Some(Err(error)) => Err(error),
         None => Ok(Outcome::Interrupted),
     }
@@ -170,13 +182,28 @@ impl RoleThread {
         self.raise(RoleEvent::StartStandby);
         let answers = self.arbiter.answers().clone();
         let news = self.news.clone();
+        let fenced = self.fence.as_ref().map_or_else(never, |fence| fence.news().clone());
         let mut beat_at = monotonic_ns();
+        let mut looked_at = beat_at;
         while self.done.is_none() && !shutdown.load(Ordering::Acquire) {
             let due = beat_at.min(self.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(monotonic_ns());
-            crossbeam::channel::select! {
-                recv(news) -> item => if let Ok(item) = item { self.hear(item) },
-                recv(answers) -> answer => if let Ok((id, answer)) = answer { self.raise(RoleEvent::ArbiterReply { id, answer }) },
-                default(Duration::from_nanos(due)) => {}
+            let item = crossbeam::channel::select! {
+                recv(news) -> item => item.ok().map(Item::News),
+                recv(answers) -> answer => answer.ok().map(|(id, answer)| Item::Role(RoleEvent::ArbiterReply { id, answer })),
+                recv(fenced) -> news => news.ok().map(|news| Item::Role(FenceRunner::event(news))),
+                default(Duration::from_nanos(due)) => None,
+            };
+            let now = monotonic_ns();
+            let gap_ns = now.saturating_sub(looked_at + due);
+            looked_at = now;
+            if self.link.is_none() && gap_ns > self.config.bound_ns {
+                // Before anything that came from before a sleep is believed: a grant may be over. (With a link the detector tells.)
+                self.raise(RoleEvent::Stalled { gap_ns });
+            }
+            match item {
+                Some(Item::News(item)) => self.hear(item),
+                Some(Item::Role(event)) => self.raise(event),
+                None => {}
             }
             let now = monotonic_ns();
             if now >= beat_at {
@@ -217,7 +244,15 @@ impl RoleThread {
             Action::DropLink => self.drop_link(),
             Action::StandDown { reason } => {
                 tracing::info!(reason, "what this standby held is discarded");
+                if let Some(fence) = &self.fence {
+                    fence.stop();
+                }
                 self.shared.apply(Job::Forget(bounded(1).0));
+            }
+            Action::Fence { record, old } => {
+                if let Err(error) = failover::fence::begin(self.fence.as_mut(), record, old) {
+                    self.done = Some(Err(error.into()));
+                }
             }
             Action::Activate { generation } => self.activate(generation),
             // A primary's actions: a standby's core gives none of them.

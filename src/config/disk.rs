@@ -47,6 +47,8 @@ pub enum DiskMode {
     /// Each host has a copy of its own; writes travel with their epoch.
     #[default]
     Mirror,
+    /// Both hosts open one device; only the owner writes to it, and shuts the one before it out first.
+    Shared,
 }
 
 /// What to do with a copy that has nothing in common with the peer's.
@@ -83,13 +85,8 @@ impl DiskOption {
             ("readonly", "false" | "off" | "no") => self.read_only = false,
             ("readonly", _) => return choose(&["readonly", "readonly=false"]),
             ("mode", "mirror") => self.mode = DiskMode::Mirror,
-            // Safe only where the storage itself can shut the old host out (DESIGN: "the sleeper").
-            ("mode", "shared") => {
-                return Err("mode=shared needs storage that shuts the old host out (persistent reservations, or a fencing command), \
-                            which this version cannot arrange; give each host a copy of its own with mode=mirror"
-                    .into());
-            }
-            ("mode", _) => return choose(&["mode=mirror"]),
+            ("mode", "shared") => self.mode = DiskMode::Shared,
+            ("mode", _) => return choose(&["mode=mirror", "mode=shared"]),
             ("resync", "full") => self.resync = Resync::Full,
             ("resync", "changed") => self.resync = Resync::Changed,
             ("resync", _) => return choose(&["resync=changed", "resync=full"]),
@@ -113,7 +110,7 @@ impl DiskOption {
             seen.push(key);
         }
         if option.path.is_none() {
-            return Err("path is missing: write path=FILE[,readonly][,serial=TEXT][,mode=mirror][,log=FILE][,resync=full]".into());
+            return Err("path is missing: write path=FILE[,readonly][,serial=TEXT][,mode=mirror|shared][,log=FILE][,resync=full]".into());
         }
         Ok(option)
     }
@@ -179,15 +176,17 @@ pub(super) fn disks(given: Vec<DiskOption>) -> Result<Vec<DiskConfig>, ConfigErr
         if disks.iter().any(|other| other.serial == disk.serial) {
             return Err(wrong(&disk.path, format!("another disk has the serial number {:?}; each needs its own", disk.serial)));
         }
-        if disks.iter().any(|other| other.log_as_written() == disk.log_as_written()) {
-            let log = disk.log_as_written();
+        if let Some(log) = disk.log_as_written()
+            && disks.iter().any(|other| other.log_as_written().as_ref() == Some(&log))
+        {
             return Err(wrong(&disk.path, format!("another disk has the change log {}; each needs its own", log.display())));
         }
         disks.push(disk);
     }
-    if let Some(disk) = disks.iter().find(|disk| disks.iter().any(|other| other.path == disk.log_as_written())) {
-        let log = disk.log_as_written();
-        return Err(wrong(&disk.path, format!("its change log {} is a disk's image; write log=FILE", log.display())));
+    for disk in &disks {
+        if let Some(log) = disk.log_as_written().filter(|log| disks.iter().any(|other| other.path == *log)) {
+            return Err(wrong(&disk.path, format!("its change log {} is a disk's image; write log=FILE", log.display())));
+        }
     }
     Ok(disks)
 }
@@ -198,16 +197,24 @@ fn disk(option: DiskOption, index: usize) -> Result<DiskConfig, ConfigError> {
     if serial.is_empty() || serial.len() > SERIAL_BYTES || !serial.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(wrong(&path, format!("serial={serial}: a serial number is 1 to {SERIAL_BYTES} ASCII characters without spaces")));
     }
+    if option.mode == DiskMode::Shared && option.log.is_some() {
+        return Err(wrong(&path, "a shared disk has one copy, and no change log; leave log= out"));
+    }
+    if option.mode == DiskMode::Shared && option.resync == Resync::Full {
+        return Err(wrong(&path, "a shared disk has one copy, which nothing is copied over; leave resync= out"));
+    }
     Ok(DiskConfig { path, serial, read_only: option.read_only, mode: option.mode, log: option.log, resync: option.resync })
 }
 
 impl DiskConfig {
-    /// Where the log is as far as the options tell, without a look at links: for finding mistakes in them.
-    fn log_as_written(&self) -> PathBuf {
-        self.log.clone().unwrap_or_else(|| {
-            let mut name = self.path.clone().into_os_string();
-            name.push(".lockstep");
-            name.into()
+    /// Where the log is as far as the options tell, without a look at links: for finding mistakes in them. A shared disk has none.
+    fn log_as_written(&self) -> Option<PathBuf> {
+        (self.mode == DiskMode::Mirror).then(|| {
+            self.log.clone().unwrap_or_else(|| {
+                let mut name = self.path.clone().into_os_string();
+                name.push(".lockstep");
+                name.into()
+            })
         })
     }
 }
@@ -245,7 +252,7 @@ pub(super) fn check_images(disks: &[DiskConfig]) -> Result<(), ConfigError> {
                 ),
             ));
         }
-        if kind.is_block_device() && disk.log_as_written().parent() == path.parent() {
+        if kind.is_block_device() && disk.log_as_written().is_some_and(|log| log.parent() == path.parent()) {
             return Err(wrong(
                 path,
                 "the change log of a block device must outlive a restart of the host: write log=FILE on a file system",

@@ -40,6 +40,14 @@ fn a_disk_is_read_with_all_its_keys_and_with_none_but_its_path() {
 }
 
 #[test]
+fn a_shared_disk_has_neither_a_change_log_nor_a_copy_to_overwrite() {
+    let made = disks(vec![option("path=/dev/a,mode=shared"), option("path=/dev/b,mode=shared")]).expect("two shared disks");
+    assert!(made.iter().all(|disk| disk.mode == DiskMode::Shared && disk.log.is_none()));
+    assert!(refused(&["path=/dev/a,mode=shared,log=/srv/a.log"]).contains("leave log= out"));
+    assert!(refused(&["path=/dev/a,mode=shared,resync=full"]).contains("leave resync= out"));
+}
+
+#[test]
 fn a_disk_that_is_written_badly_is_refused_with_what_to_write() {
     for (text, word) in [
         ("", "unknown key"),
@@ -51,8 +59,7 @@ fn a_disk_that_is_written_badly_is_refused_with_what_to_write() {
         ("path=/a,read-only", "did you mean \"readonly\"?"),
         ("path=/a,path=/b", "path is given twice"),
         ("path=/a,readonly=maybe", "readonly=false"),
-        ("path=/a,mode=striped", "mode=mirror"),
-        ("path=/a,mode=shared", "persistent reservations"),
+        ("path=/a,mode=striped", "mode=mirror or mode=shared"),
         ("path=/a,resync=yes", "resync=full"),
     ] {
         let error = text.parse::<DiskOption>().expect_err(text);

@@ -88,6 +88,7 @@ mod tests {
             standby = "h:1"
             listen = "0.0.0.0:1"
             arbiter = "file:/x"
+            fence-command = "fence_ipmilan --plug=$LOCKSTEP_FENCE_NODE --action=off"
             transport = "tcp"
             heartbeat-interval = "5ms"
             detection-bound = "50ms"

@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub peering: Peering,
     /// What carries the epochs.
     pub transport: TransportKind,
+    /// What makes sure that another host is dead (for `/bin/sh -c`; exit 0: certain), for shared disks that cannot be reserved.
+    pub fence_command: Option<String>,
     /// Failure detection.
     pub heartbeat: HeartbeatConfig,
     /// When an epoch ends and how many may be under way.

@@ -44,7 +44,7 @@ pub struct NodeOptions {
     #[arg(long, value_name = "tap=NAME,mac=MAC", help_heading = "Machine")]
     #[serde(deserialize_with = "one_or_many")]
     pub net: Vec<String>,
-    /// Disk: path=FILE|DEVICE[,readonly][,serial=TEXT][,mode=mirror][,log=FILE][,resync=changed|full]; repeat for more disks. A comma in a name is written twice. resync=full lets this host's copy be overwritten whole
+    /// Disk: path=FILE|DEVICE[,readonly][,serial=TEXT][,mode=mirror|shared][,log=FILE][,resync=changed|full]; repeat for more disks. A comma in a name is written twice. mirror: each host has a copy; shared: one device that both hosts see. resync=full lets this host's copy be overwritten whole
     #[arg(long, value_name = "path=FILE,...", help_heading = "Machine")]
     #[serde(deserialize_with = "one_or_many_disks")]
     pub disk: Vec<DiskOption>,
@@ -73,6 +73,9 @@ pub struct NodeOptions {
     /// Who decides which node may run the guest: file:PATH on storage that both hosts see
     #[arg(long, value_name = "file:PATH", help_heading = "Replication")]
     pub arbiter: Option<String>,
+    /// For shared disks that have no persistent reservations: a command that makes sure that the host LOCKSTEP_FENCE_NODE is dead, run before this node takes its guest over (exit 0: it is certain; within 60 s)
+    #[arg(long, value_name = "COMMAND", help_heading = "Replication", allow_hyphen_values = true)]
+    pub fence_command: Option<String>,
     /// What carries the epochs [default: tcp]
     #[arg(long, value_name = "KIND", help_heading = "Replication")]
     pub transport: Option<TransportKind>,
@@ -176,6 +179,7 @@ impl NodeOptions {
             standby: self.standby.or(file.standby),
             listen: self.listen.or(file.listen),
             arbiter: self.arbiter.or(file.arbiter),
+            fence_command: self.fence_command.or(file.fence_command),
             transport: self.transport.or(file.transport),
             heartbeat_interval: self.heartbeat_interval.or(file.heartbeat_interval),
             detection_bound: self.detection_bound.or(file.detection_bound),

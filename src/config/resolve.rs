@@ -12,8 +12,8 @@ use super::options::NodeOptions;
 use super::pairs::{pairs, unknown_key};
 use super::units::ByteSize;
 use super::{
-    Arbiter, Backing, Bus, BusOption, Console, DirtyTracking, EpochConfig, GuestMemorySize, HeartbeatConfig, Kernel, MAX_MMIO_DEVICES,
-    MAX_NETS, MAX_VCPUS, MachineConfig, NetConfig, NodeConfig, Peering, Sink, TransportKind, defaults,
+    Arbiter, Backing, Bus, BusOption, Console, DirtyTracking, DiskMode, EpochConfig, GuestMemorySize, HeartbeatConfig, Kernel,
+    MAX_MMIO_DEVICES, MAX_NETS, MAX_VCPUS, MachineConfig, NetConfig, NodeConfig, Peering, Sink, TransportKind, defaults,
 };
 
 /// Which verb the options were given to.
@@ -128,6 +128,12 @@ impl NodeOptions {
         };
         check_devices(&machine)?;
         let peering = peering(verb, self.standby, self.listen, self.arbiter)?;
+        if peering == Peering::Alone && machine.disks.iter().any(|disk| disk.mode == DiskMode::Shared) {
+            return Err(ConfigError::Missing {
+                key: "--arbiter",
+                why: "a disk with mode=shared can be written by other hosts, and someone must decide which of them may; write --arbiter file:PATH on storage that all of them see",
+            });
+        }
         let heartbeat = heartbeat(self.heartbeat_interval.map(|s| s.0), self.detection_bound.map(|s| s.0))?;
         let epochs = epochs(self.output_wait_us, self.dirty_budget, self.longest_interval_ms, self.max_in_flight)?;
         let delta_cache_bytes = self.delta_cache.map_or(defaults::DELTA_CACHE, |s| s.0);
@@ -143,6 +149,7 @@ impl NodeOptions {
             node: NodeId(node),
             machine,
             peering,
+            fence_command: self.fence_command.map(fence_command).transpose()?,
             transport: self.transport.unwrap_or(TransportKind::Tcp),
             heartbeat,
             epochs,
@@ -338,6 +345,16 @@ fn peering(verb: Verb, standby: Option<String>, listen: Option<String>, given: O
             Ok(Peering::Standby { arbiter, listen, standby })
         }
     }
+}
+
+fn fence_command(given: String) -> Result<String, ConfigError> {
+    if given.trim().is_empty() || given.len() > LONGEST_CMDLINE || given.contains('\0') {
+        let why = format!(
+            "write a command of 1 to {LONGEST_CMDLINE} bytes, none of them NUL, that ends with exit status 0 when $LOCKSTEP_FENCE_NODE is certainly dead"
+        );
+        return Err(value("--fence-command", format!("{given:?}"), why));
+    }
+    Ok(given)
 }
 
 fn heartbeat(interval: Option<Duration>, bound: Option<Duration>) -> Result<HeartbeatConfig, ConfigError> {

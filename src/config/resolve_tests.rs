@@ -196,3 +196,19 @@ fn the_console_goes_where_it_is_told() {
     }
     assert!(console(&format!("socket:/{}", "x".repeat(107))).expect_err("too long").to_string().contains("107"));
 }
+
+#[test]
+fn a_shared_disk_needs_an_arbiter_and_takes_a_fencing_command() {
+    let shared = || NodeOptions { disk: vec!["path=/dev/sda,mode=shared".parse().expect("a disk")], ..options() };
+    assert!(error(shared(), Verb::Run).contains("--arbiter is missing"));
+    let granted = || NodeOptions { arbiter: Some("file:/srv/vm0".into()), ..shared() };
+    assert_eq!(granted().resolve_on(Verb::Run, HOST).expect("an arbiter").fence_command, None);
+    let command = |text: &str| NodeOptions { fence_command: Some(text.into()), ..granted() };
+    assert_eq!(
+        command("off $LOCKSTEP_FENCE_NODE").resolve_on(Verb::Run, HOST).expect("a command").fence_command.as_deref(),
+        Some("off $LOCKSTEP_FENCE_NODE")
+    );
+    for bad in ["", "  ", "a\0b"] {
+        assert!(error(command(bad), Verb::Run).contains("--fence-command"), "{bad:?}");
+    }
+}

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod fencing;
+
 const MS: u64 = 1_000_000;
 
 fn id(name: &str) -> NodeId {
@@ -477,19 +479,40 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0..3u64).prop_map(|e| Event::Committed { epoch: Epoch(e) }),
         1 => (0..4u64).prop_map(|g| Event::Recorded { generation: Generation(g) }),
         1 => Just(Event::PeerShutdown { reason: String::new() }),
+        2 => (0..5u64).prop_map(|g| Event::Fenced { generation: Generation(g) }),
+        1 => (0..5u64).prop_map(|g| Event::FenceFailed { generation: Generation(g), why: String::new() }),
+        1 => Just(Event::ShutOut { reason: String::new() }),
     ]
 }
 
 proptest! {
     /// Whatever comes, in whatever order: no panic, at most one question at a time for each call, and nothing after the end.
     #[test]
-    fn no_sequence_of_events_upsets_the_machine(events in prop::collection::vec((any_event(), 0..3_000 * MS), 1..60)) {
-        let mut node = Node::new(Config::new(id("a"), 1));
+    fn no_sequence_of_events_upsets_the_machine(events in prop::collection::vec((any_event(), 0..3_000 * MS), 1..60), fence in any::<bool>()) {
+        let mut node = Node::new(Config { fence, ..Config::new(id("a"), 1) });
         let (mut now, mut shut) = (0u64, false);
+        let mut fencing = None;
         for (event, pause) in events {
             now += pause;
             let mut actions = Vec::new();
+            let fenced = match &event {
+                Event::Fenced { generation } => Some(*generation),
+                _ => None,
+            };
             node.handle(event, now, &mut actions);
+            for action in &actions {
+                match action {
+                    Action::Fence { record, .. } => fencing = Some((record.generation, false)),
+                    Action::Boot { generation } | Action::Activate { generation } if fence => {
+                        let done = fencing.is_some_and(|(of, done)| of == *generation && (done || fenced == Some(of)));
+                        prop_assert!(done, "{action:?} and nobody was shut out");
+                    }
+                    _ => {}
+                }
+            }
+            if let (Some((of, done)), Some(fenced)) = (&mut fencing, fenced) {
+                *done |= *of == fenced;
+            }
             let asked = actions.iter().filter(|a| matches!(a, Action::Arbiter { .. })).count();
             prop_assert!(asked <= 1);
             if shut {

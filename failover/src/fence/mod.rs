@@ -182,9 +182,23 @@ pub enum FenceError {
         /// Who was to be fenced.
         node: NodeId,
     },
+    /// The host gives no thread to fence with.
+    #[error("starting the fencing thread: {0}; the host's limit on threads may be reached (ulimit -u)")]
+    Thread(std::io::Error),
+    /// The node was made without a fence although its disks need one. A defect of the program.
+    #[error("this node has shared disks and was given no fence: nothing runs")]
+    Missing,
     /// Something of this host must be done first (a disk's lock).
     #[error("before older owners can be shut out: {0}")]
     NotReady(String),
+}
+
+/// Carries out [`crate::core::Action::Fence`] with a node's fence.
+///
+/// # Errors
+/// There is none, or the host gives no thread.
+pub fn begin(fence: Option<&mut FenceRunner>, record: crate::Record, old: Vec<Predecessor>) -> Result<(), FenceError> {
+    fence.ok_or(FenceError::Missing)?.start(record, old).map_err(FenceError::Thread)
 }
 
 impl FenceError {

@@ -21,6 +21,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How often a pause looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(20);
 
+/// The generation of a VM's first grant.
+const FIRST: Generation = Generation(1);
+
 /// What the thread tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FenceNews {
@@ -52,6 +55,8 @@ pub struct FenceRunner {
     tell: Sender<FenceNews>,
     news: Receiver<FenceNews>,
     wanted: Arc<AtomicBool>,
+    /// The grant that was fenced for last, and whether it is known that there never was another owner.
+    granted: Option<(Owner, bool)>,
 }
 
 impl FenceRunner {
@@ -59,7 +64,7 @@ impl FenceRunner {
     #[must_use]
     pub fn new(fence: Arc<dyn Fence>, vm: VmId, arbiter: ArbiterMaker) -> FenceRunner {
         let (tell, news) = unbounded();
-        FenceRunner { fence, vm, arbiter, first_pause: FIRST_PAUSE, tell, news, wanted: Arc::default() }
+        FenceRunner { fence, vm, arbiter, first_pause: FIRST_PAUSE, tell, news, wanted: Arc::default(), granted: None }
     }
 
     /// With another first pause after a failure.
@@ -83,9 +88,13 @@ impl FenceRunner {
         self.stop();
         let wanted = Arc::new(AtomicBool::new(true));
         self.wanted = Arc::clone(&wanted);
+        let me = Owner { vm: self.vm.clone(), node: record.owner.clone(), instance: record.instance, generation: record.generation };
+        // The first generation is granted once, and only where there was no record.
+        let alone = record.generation == FIRST && old.is_empty();
+        self.granted = Some((me.clone(), alone));
         let attempt = Attempts {
             fence: Arc::clone(&self.fence),
-            me: Owner { vm: self.vm.clone(), node: record.owner.clone(), instance: record.instance, generation: record.generation },
+            me,
             grant: RecordGrant { arbiter: Arc::clone(&self.arbiter), record, wanted },
             old,
             first_pause: self.first_pause,
@@ -95,15 +104,25 @@ impl FenceRunner {
         std::thread::Builder::new().name("fence".to_owned()).spawn(move || attempt.run()).map(|_| ())
     }
 
+    /// The event of the role machine that these news are.
+    #[must_use]
+    pub fn event(news: FenceNews) -> crate::core::Event {
+        match news {
+            FenceNews::Done { generation } => crate::core::Event::Fenced { generation },
+            FenceNews::Failed { generation, why, .. } => crate::core::Event::FenceFailed { generation, why },
+        }
+    }
+
     /// Gives up what is under way.
     pub fn stop(&self) {
         self.wanted.store(false, Ordering::Release);
     }
 
-    /// See [`Fence::release`].
-    pub fn release(&self, record: &Record, alone: bool) {
-        let me = Owner { vm: self.vm.clone(), node: record.owner.clone(), instance: record.instance, generation: record.generation };
-        self.fence.release(&me, alone);
+    /// The guest has ended in good order, and the record names no standby that could still take it over: see [`Fence::release`].
+    pub fn release(&self) {
+        if let Some((me, alone)) = &self.granted {
+            self.fence.release(me, *alone);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::file::FileArbiter;
 struct Fake {
     failures: Mutex<u32>,
     confirm: bool,
+    released: Mutex<Vec<bool>>,
 }
 
 impl Fence for Fake {
@@ -28,7 +29,9 @@ impl Fence for Fake {
         Ok(())
     }
 
-    fn release(&self, _: &Owner, _: bool) {}
+    fn release(&self, _: &Owner, alone: bool) {
+        self.released.lock().unwrap().push(alone);
+    }
 }
 
 fn record(generation: u64, owner: &str) -> Record {
@@ -38,7 +41,7 @@ fn record(generation: u64, owner: &str) -> Record {
 fn runner(directory: &std::path::Path, failures: u32, confirm: bool) -> FenceRunner {
     let path = directory.join("record");
     let arbiter: ArbiterMaker = Arc::new(move || Box::new(FileArbiter::new(path.clone(), VmId("vm0".to_owned()))));
-    let fence = Fake { failures: Mutex::new(failures), confirm };
+    let fence = Fake { failures: Mutex::new(failures), confirm, released: Mutex::default() };
     FenceRunner::new(Arc::new(fence), VmId("vm0".to_owned()), arbiter).with_first_pause(Duration::from_millis(1))
 }
 
@@ -104,5 +107,20 @@ fn what_is_stopped_is_not_tried_again() {
     while wanted.upgrade().is_some() {
         assert!(Instant::now() < until, "the thread has not ended");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_reservation_is_given_up_only_where_no_other_owner_ever_was() {
+    let old = vec![Predecessor { node: NodeId("a".to_owned()) }];
+    for (generation, old, alone) in [(1, Vec::new(), true), (2, Vec::new(), false), (2, old, false)] {
+        let fence = Arc::new(Fake { failures: Mutex::new(0), confirm: false, released: Mutex::default() });
+        let arbiter: ArbiterMaker = Arc::new(|| Box::new(crate::memory::MemoryArbiter::default()));
+        let mut runner = FenceRunner::new(Arc::clone(&fence) as Arc<dyn Fence>, VmId("vm0".to_owned()), arbiter);
+        runner.release();
+        runner.start(record(generation, "b"), old).unwrap();
+        hear(&runner);
+        runner.release();
+        assert_eq!(*fence.released.lock().unwrap(), [alone], "generation {generation}");
     }
 }
