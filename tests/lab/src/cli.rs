@@ -15,7 +15,7 @@ use lockstep_lab::fault::Way;
 use lockstep_lab::prepare::kernel::Series;
 use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
 use lockstep_lab::scenario::suite::{self, SuiteOptions, Verdict};
-use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare};
+use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare, storage};
 
 const ABOUT: &str =
     "Two or three hosts under emulation, with stock Debian kernels, KVM and a stock Debian guest: to try and to break Lockstep on";
@@ -62,6 +62,9 @@ struct UpOptions {
     /// How many hosts
     #[arg(default_value_t = 2)]
     hosts: u8,
+    /// One more host, the last, whose disks the others have as /dev/lun0 (the guest's root) and /dev/lun1 by iSCSI, with reservations
+    #[arg(long)]
+    storage: bool,
     #[command(flatten)]
     kernels: Kernels,
     /// Memory of each host, MiB
@@ -360,6 +363,9 @@ fn up(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
     let mut keeper = Command::new(program);
     keeper.arg("keep").arg(options.hosts.to_string());
     keeper.args(["--host-kernel", host_kernel.name(), "--guest-kernel", guest_kernel.name()]);
+    if options.storage {
+        keeper.arg("--storage");
+    }
     keeper.args(["--memory", &options.memory.to_string(), "--cpus", &options.cpus.to_string()]);
     keeper.stdin(Stdio::null()).stdout(file.try_clone().map_err(io())?).stderr(file).process_group(0);
     let mut child = keeper.spawn().map_err(LabError::io(|| "start the lab's keeper".into()))?;
@@ -372,7 +378,7 @@ fn up(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
     }
     println!(
         "{} hosts are up after {:.1} s. lockstep-lab --help says what can be done with them; lockstep-lab down ends them.",
-        options.hosts,
+        options.hosts + u8::from(options.storage),
         started.elapsed().as_secs_f64()
     );
     Ok(ExitCode::SUCCESS)
@@ -391,7 +397,10 @@ fn keep(paths: &Paths, options: UpOptions) -> Result<ExitCode, LabError> {
     });
     let prepared = prepare::prepare(paths, options.kernels.host_kernel, options.kernels.guest_kernel, false, &tell)?;
     let host = HostOptions { cpus: options.cpus, memory_mib: options.memory, ..HostOptions::default() };
-    let lab = Lab::start(paths, prepared, &LabOptions { name: control::NAME.into(), hosts: options.hosts, host })?;
+    let lab = match options.storage {
+        true => Lab::start_unlike(paths, prepared, control::NAME, &storage::with_target(options.hosts, host))?,
+        false => Lab::start(paths, prepared, &LabOptions { name: control::NAME.into(), hosts: options.hosts, host })?,
+    };
     if let Ok(lockstep) = paths.lockstep() {
         lab.share(&lockstep, "lockstep")?;
     }

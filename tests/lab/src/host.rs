@@ -28,11 +28,14 @@ use crate::prepare::Prepared;
 use crate::qmp;
 use crate::run_dir::note_process;
 use crate::spawner::Spawner;
+use crate::storage::Storage;
 
 /// A host is ready 3.5 s after its start on an idle machine; three at once on two busy cores take longer.
 pub const READY_BOUND: Duration = Duration::from_secs(90);
 /// Commands that do nothing heavy.
 pub const EXEC_BOUND: Duration = Duration::from_secs(30);
+/// The target needs 2 s, an initiator 4 on an idle machine, and waits for the target, which is started with it.
+const STORAGE_BOUND: Duration = READY_BOUND;
 /// Time limit of what QEMU's tools do with an image.
 const IMAGE_BOUND: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(20);
@@ -55,11 +58,13 @@ pub struct HostOptions {
     pub memory_mib: u32,
     /// QEMU's `-cpu`. It must have AMD-V.
     pub cpu: &'static str,
+    /// What it is to the lab's storage.
+    pub storage: Storage,
 }
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm" }
+        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm", storage: Storage::None }
     }
 }
 
@@ -123,6 +128,12 @@ impl Host {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub fn options(&self) -> HostOptions {
+        self.options
     }
 
     fn file(&self, suffix: &str) -> PathBuf {
@@ -290,7 +301,8 @@ impl Host {
             std::thread::sleep(TICK);
         }
         self.agent().must(SET_UP, EXEC_BOUND)?;
-        self.agent().set_clock(EXEC_BOUND)
+        self.agent().set_clock(EXEC_BOUND)?;
+        self.options.storage.script().map_or(Ok(()), |script| self.agent().must(&script, STORAGE_BOUND).map(drop))
     }
 
     /// The host's agent.

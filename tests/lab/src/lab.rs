@@ -72,13 +72,26 @@ impl Lab {
             host.start()?;
             self.hosts.push(host);
         }
-        self.hosts.iter_mut().try_for_each(|host| host.wait_ready(READY_BOUND))
+        // Side by side: one that logs in at the storage waits for the one that is the storage.
+        std::thread::scope(|scope| {
+            let all: Vec<_> = self.hosts.iter_mut().map(|host| scope.spawn(|| host.wait_ready(READY_BOUND))).collect();
+            let panicked = |_| Err(LabError::Found("the thread that waited for a host panicked".into()));
+            all.into_iter().map(|one| one.join().unwrap_or_else(panicked)).collect()
+        })
     }
 
     /// The stock guest's kernel and initramfs as hosts find them: `/shared/guest/{vmlinux,vmlinuz,initramfs}`.
     fn share_guest(&self) -> Result<(), LabError> {
         self.share_bootable(&self.prepared.guest, "guest")?;
+        self.share_initiator()?;
         self.share_kernel(&self.prepared.guest)
+    }
+
+    /// The iSCSI initiator, in `/shared/open-iscsi`.
+    fn share_initiator(&self) -> Result<(), LabError> {
+        let from = &self.prepared.open_iscsi;
+        let files = fs::read_dir(from).map_err(LabError::io(|| format!("list {}", from.display())))?;
+        files.flatten().try_for_each(|file| self.share(&file.path(), &format!("open-iscsi/{}", file.file_name().to_string_lossy())))
     }
 
     /// A stock guest's kernel and initramfs where [`crate::scenario::guest::Stock`] looks for its series.

@@ -18,9 +18,11 @@ pub mod qmp;
 pub mod run_dir;
 pub mod scenario;
 pub mod spawner;
+pub mod storage;
 
 pub use error::LabError;
 pub use host::{Host, HostOptions};
 pub use lab::{Lab, LabOptions};
 pub use net::Net;
 pub use paths::Paths;
+pub use storage::Storage;

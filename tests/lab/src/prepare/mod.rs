@@ -5,6 +5,7 @@ pub mod cpio;
 pub mod guest_image;
 pub mod initramfs;
 pub mod kernel;
+pub mod open_iscsi;
 pub mod packages;
 
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub struct Prepared {
     pub guest_image: PathBuf,
     /// A host's empty data disk.
     pub data_disk: PathBuf,
+    /// Directory with the programs of the iSCSI initiator.
+    pub open_iscsi: PathBuf,
 }
 
 /// Prepares hosts of kernel series `host` and guests of series `guest`; with `refresh` the newest kernels that Debian has.
@@ -54,5 +57,6 @@ pub fn prepare(paths: &Paths, host: Series, guest: Series, refresh: bool, tell: 
         guest: bootable(Kind::Guest, guest)?,
         guest_image: guest_image::prepare(&cache, tell)?,
         data_disk: guest_image::prepare_data_disk(&cache)?,
+        open_iscsi: open_iscsi::prepare(&cache, tell)?,
     })
 }
