@@ -9,6 +9,8 @@ DB=/data/target
 modprobe -a target_core_mod target_core_iblock target_core_file
 mountpoint -q $CONFIG || mount -t configfs none $CONFIG
 mkdir -p $DB/pr $T
+# LIO writes without fsync: without this a reservation would be gone that was made within the last seconds of this host's life.
+chattr +S $DB/pr
 # Before any fabric is there: afterwards it cannot be changed.
 echo $DB >$T/dbroot
 modprobe iscsi_target_mod
