@@ -76,7 +76,7 @@ impl Lab {
         std::thread::scope(|scope| {
             let all: Vec<_> = self.hosts.iter_mut().map(|host| scope.spawn(|| host.wait_ready(READY_BOUND))).collect();
             let panicked = |_| Err(LabError::Found("the thread that waited for a host panicked".into()));
-            all.into_iter().map(|one| one.join().unwrap_or_else(panicked)).collect()
+            all.into_iter().try_for_each(|one| one.join().unwrap_or_else(panicked))
         })
     }
 
