@@ -79,6 +79,8 @@ fn proves_something(total: &Stats, seeds: u64) {
         ("whole copies of disks", total.full_copies),
         ("copies of what had changed", total.partial_copies),
         ("disks that did not fit", total.refused_disks),
+        ("grants that shut older owners out", total.fenced),
+        ("writes of an owner that was shut out", total.shut_out),
     ] {
         assert!(count >= seeds / 1000, "{what}: {count} in {seeds} seeds");
     }

@@ -84,6 +84,10 @@ pub struct Plan {
     pub delay_ns: u64,
     /// Pieces of output the buffer takes.
     pub buffer_frames: usize,
+    /// The guest has a disk that all nodes can write to.
+    pub shared: bool,
+    /// A step of shutting older owners out of it fails.
+    pub fail_fence: u64,
 }
 
 impl Plan {
@@ -107,6 +111,8 @@ impl Plan {
             overwrite: 500,
             delay_ns: rng.between(50_000, 1_500_000),
             buffer_frames: if rng.permille(200) { 3 } else { 64 },
+            shared: rng.permille(500),
+            fail_fence: chance(rng, 300),
         }
     }
 
@@ -166,11 +172,14 @@ pub enum Sabotage {
     ClearAtCommit,
     /// A returning node's copy is taken as it is (S4).
     TrustReturning,
+    /// Nobody is shut out of the shared disk (S3, S4).
+    NoFence,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 15] = [
+    pub const ALL: [Sabotage; 16] = [
+        Sabotage::NoFence,
         Sabotage::ApplyBeforeCommit,
         Sabotage::RecordLate,
         Sabotage::ForgetMarks,

@@ -7,6 +7,7 @@ use types::{Epoch, Generation, NodeId, Output};
 
 use super::faults::Fault;
 use super::guest::PAGES;
+use super::shared::FenceStep;
 
 /// One of the two connections of a link. They know nothing of each other's order.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +148,18 @@ pub(super) enum Happening {
         session: u64,
         epoch: Epoch,
     },
+    /// A step of shutting older owners out of the shared disk.
+    Fence {
+        slot: usize,
+        instance: u64,
+        generation: Generation,
+        step: FenceStep,
+    },
+    /// A write of the guest goes to the shared disk.
+    Issue {
+        slot: usize,
+        instance: u64,
+    },
     /// Sabotage: the gate closes too late.
     LateGate {
         slot: usize,
@@ -188,6 +201,8 @@ impl Happening {
             | Happening::ApplyDone { slot, .. }
             | Happening::Settle { slot, .. }
             | Happening::Clear { slot, .. }
+            | Happening::Fence { slot, .. }
+            | Happening::Issue { slot, .. }
             | Happening::LateGate { slot, .. }
             | Happening::Request { slot, .. } => Some(*slot),
             Happening::Deliver { link, side, .. } => Some(link_slots(*link, *side)),

@@ -16,6 +16,7 @@ pub mod oracle;
 mod primary_shell;
 mod process;
 mod rng;
+mod shared;
 mod standby_shell;
 mod world;
 

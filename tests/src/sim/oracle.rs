@@ -53,6 +53,10 @@ pub struct Stats {
     pub give_ups: u64,
     /// Starts as a primary that were refused.
     pub refusals: u64,
+    /// Grants with which older owners were shut out of the shared disk.
+    pub fenced: u64,
+    /// Writes of an owner that had been shut out.
+    pub shut_out: u64,
     /// First copies of a whole disk.
     pub full_copies: u64,
     /// First copies of what had changed on a disk.
@@ -81,6 +85,8 @@ impl Stats {
         self.full_copies += other.full_copies;
         self.partial_copies += other.partial_copies;
         self.refused_disks += other.refused_disks;
+        self.fenced += other.fenced;
+        self.shut_out += other.shut_out;
         self.happenings += other.happenings;
     }
 }

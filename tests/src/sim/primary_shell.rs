@@ -36,8 +36,10 @@ impl World {
                 self.disks[slot].format();
                 self.processes[slot].guest = Some(Guest::default());
                 self.processes[slot].vm_life = self.life;
+                self.issue_soon(slot);
                 self.mode(slot, Mode::Unprotected);
             }
+            Action::Fence { record, .. } => self.begin_fence(slot, record.generation),
             Action::Gate => self.gate(slot),
             Action::TellRecorded { generation } => self.say(slot, Channel::Control, Message::Recorded { generation }),
             Action::Protect => {
@@ -77,12 +79,12 @@ impl World {
                 self.offer_as_standby(slot);
             }
             Action::Refused { .. } => {
+                self.processes[slot].fencing = None;
                 self.oracle.stats.refusals += 1;
                 self.offer_as_standby(slot);
             }
             Action::Finished => self.processes[slot].guest = None,
             Action::Arbiter { .. }
-            | Action::Fence { .. }
             | Action::Report { .. }
             | Action::DropLink
             | Action::StopCommitting
@@ -117,6 +119,11 @@ impl World {
     }
 
     fn ungate(&mut self, slot: usize, generation: Generation) {
+        // What was held goes out as well.
+        let process = &mut self.processes[slot];
+        if std::mem::take(&mut process.held_shared) | process.captures.iter_mut().any(|c| std::mem::take(&mut c.shared)) {
+            self.issue_soon(slot);
+        }
         // Before anything is let out.
         self.disks[slot].struck_out(&mut self.rng);
         self.processes[slot].gated = false;
@@ -183,6 +190,11 @@ impl World {
             Held::Full => Some(Said::OutputFull),
             Held::Shut => return,
         };
+        if self.processes[slot].gated {
+            self.processes[slot].held_shared = true;
+        } else {
+            self.issue_soon(slot);
+        }
         match event {
             None => self.release_open(slot, answer),
             Some(event) => self.pipeline(slot, event),
@@ -254,6 +266,7 @@ impl World {
             Order::MergeBack(epoch) => {
                 let process = &mut self.processes[slot];
                 let back = process.captures.iter().filter(|c| c.epoch == epoch).fold(0, |mask, c| mask | c.mask);
+                process.held_shared |= process.captures.iter().any(|c| c.epoch == epoch && c.shared);
                 process.captures.retain(|c| c.epoch != epoch);
                 if let Some(guest) = &mut process.guest {
                     guest.dirty |= back;
@@ -294,6 +307,9 @@ impl World {
         if self.sabotage == Some(Sabotage::ClearAtCommit) {
             self.disks[slot].clear(epoch);
         }
+        // What the standby has may be issued.
+        let committed = self.processes[slot].captures.iter().filter(|c| c.epoch <= epoch && c.shared).count();
+        (0..committed).for_each(|_| self.issue_soon(slot));
         self.processes[slot].captures.retain(|c| c.epoch > epoch);
     }
 
@@ -321,7 +337,8 @@ impl World {
         let mask = std::mem::take(&mut guest.dirty);
         let process = &mut self.processes[slot];
         process.guest = Some(guest);
-        process.captures.push(Capture { generation, epoch, mask, pages: guest.pages, output, writes });
+        let shared = std::mem::take(&mut process.held_shared);
+        process.captures.push(Capture { generation, epoch, mask, pages: guest.pages, output, writes, shared });
         self.oracle.captured(generation, epoch, guest.pages, self.disks[slot].read());
         self.pipeline(slot, Said::Captured { generation, epoch, pages: u64::from(mask.count_ones()) });
         let start = self.processes[slot].sender_free_ns.max(self.now) + self.rng.between(10_000, 200_000);

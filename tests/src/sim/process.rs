@@ -10,6 +10,7 @@ use types::block::DiskWrite;
 use types::{Epoch, Generation, Output};
 
 use super::MS;
+use super::faults::Plan;
 use super::guest::{Guest, PAGES};
 use super::messages::{Part, Todo, name};
 
@@ -22,6 +23,8 @@ pub(super) struct Capture {
     pub pages: [u64; PAGES],
     pub output: Vec<Output>,
     pub writes: Vec<DiskWrite>,
+    /// The guest wrote to the shared disk in it.
+    pub shared: bool,
 }
 
 /// The standby's shell, for one link.
@@ -84,6 +87,12 @@ pub(super) struct Process {
     /// The gate is closed for a standby.
     pub gated: bool,
     pub captures: Vec<Capture>,
+    /// The guest has written to the shared disk in the open epoch.
+    pub held_shared: bool,
+    /// The grant for which older owners are being shut out of the shared disk.
+    pub fencing: Option<Generation>,
+    /// The grant with which they were.
+    pub fenced_in: Generation,
     /// The sender is busy until then.
     pub sender_free_ns: u64,
     pub holding: Option<Holding>,
@@ -99,12 +108,13 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(slot: usize, instance: u64, now_ns: u64, buffer_frames: usize) -> Process {
+    pub(super) fn new(slot: usize, instance: u64, now_ns: u64, plan: &Plan) -> Process {
         let config = Config {
             request_timeout_ns: 12 * MS,
             backoff_first_ns: MS,
             backoff_max_ns: 8 * MS,
             watch_ns: 40 * MS,
+            fence: plan.shared,
             ..Config::new(name(slot), instance)
         };
         Process {
@@ -112,12 +122,15 @@ impl Process {
             instance,
             node: Node::new(config),
             pipeline: Pipeline::new(policy()),
-            buffer: buffer(buffer_frames),
+            buffer: buffer(plan.buffer_frames),
             guest: None,
             vm_life: 0,
             guest_held: false,
             gated: false,
             captures: Vec::new(),
+            held_shared: false,
+            fencing: None,
+            fenced_in: Generation(0),
             sender_free_ns: 0,
             holding: None,
             link: None,

@@ -189,7 +189,10 @@ impl World {
             }
             Action::Activate { generation } => self.activate(slot, generation),
             // With it goes everything held.
-            _ => self.processes[slot].holding = None,
+            _ => {
+                self.processes[slot].holding = None;
+                self.processes[slot].fencing = None;
+            }
         }
     }
 
@@ -230,8 +233,11 @@ impl World {
         process.vm_life = self.life;
         process.guest_held = false;
         process.captures.clear();
+        process.held_shared = false;
         process.buffer = buffer(self.plan.buffer_frames);
         process.pipeline = Pipeline::new(policy());
+        // What was committed and may not have been issued is issued again.
+        self.issue_soon(slot);
         self.pipeline(slot, primary::core::Event::Mode { mode: Mode::Unprotected, generation });
         for output in holding.resend {
             for answer in answers(&output) {

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use failover::{Action, Answer, Event, Request, RequestId};
+use types::Generation;
 use types::event::Role;
 
 use super::disk::Disk;
@@ -14,6 +15,7 @@ use super::network::Link;
 use super::oracle::{Oracle, Stats, Violation};
 use super::process::{Life, Process};
 use super::rng::Rng;
+use super::shared::SharedDisk;
 use super::{END_NS, HEAL_NS, MS, NODES};
 
 /// Heartbeats in the simulation: faster than real ones, because the runs are short.
@@ -67,6 +69,7 @@ pub struct World {
     steps: u64,
     pub(super) processes: Vec<Process>,
     pub(super) disks: Vec<Disk>,
+    pub(super) shared: SharedDisk,
     pub(super) links: Vec<Link>,
     pub(super) isolated_until: [u64; NODES],
     arbiter_cut_until: [u64; NODES],
@@ -88,7 +91,7 @@ impl World {
     pub fn new(seed: u64, sabotage: Option<Sabotage>) -> World {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
-        let processes = (0..NODES).map(|slot| Process::new(slot, 1 + slot as u64, 0, plan.buffer_frames)).collect();
+        let processes = (0..NODES).map(|slot| Process::new(slot, 1 + slot as u64, 0, &plan)).collect();
         let disks = (0..NODES).map(|_| Disk::new(rng.permille(plan.overwrite), sabotage == Some(Sabotage::ForgetMarks))).collect();
         World {
             rng,
@@ -100,6 +103,7 @@ impl World {
             steps: 0,
             processes,
             disks,
+            shared: SharedDisk::default(),
             links: Vec::new(),
             isolated_until: [0; NODES],
             arbiter_cut_until: [0; NODES],
@@ -253,6 +257,8 @@ impl World {
             Happening::Clear { slot, instance, session, epoch } if self.is(slot, instance) && self.disks[slot].session == session => {
                 self.disks[slot].clear(epoch);
             }
+            Happening::Fence { slot, instance, generation, step } if self.is(slot, instance) => self.fence_step(slot, generation, step),
+            Happening::Issue { slot, instance } if self.is(slot, instance) => self.issue(slot),
             Happening::LateGate { slot, instance } if self.is(slot, instance) => self.close_gate(slot),
             Happening::Reply { life, client, seq } => self.answered(life, client, seq),
             Happening::ClientTimer { client, turn } if self.clients[client].turn == turn => self.client_turn(client, 0),
@@ -402,7 +408,7 @@ impl World {
         self.drop_link(slot);
         self.disks[slot].crash(false, &mut self.rng);
         let primary = primary && self.disks[slot].is_fit();
-        self.processes[slot] = Process::new(slot, self.next_instance, self.now, self.plan.buffer_frames);
+        self.processes[slot] = Process::new(slot, self.next_instance, self.now, &self.plan);
         self.next_instance += 1;
         self.node(slot, if primary { Event::StartPrimary { abandon_standby: false } } else { Event::StartStandby });
         self.carry_out(slot);
@@ -420,6 +426,7 @@ impl World {
             &mut plan.fail_capture,
             &mut plan.fail_send,
             &mut plan.lose_frame,
+            &mut plan.fail_fence,
         ] {
             *chance = 0;
         }
@@ -447,6 +454,15 @@ impl World {
             let travel = if late { self.rng.between(5 * MS, 60 * MS) } else { self.delay() };
             self.later(travel, Happening::AtArbiter { slot, instance, id, request: Box::new(request), reply_lost });
         }
+    }
+
+    /// A question to the arbiter from the fence, answered at once: whether the grant is still this process's.
+    pub(super) fn confirms(&mut self, slot: usize, generation: Generation) -> Option<bool> {
+        if self.now < self.arbiter_cut_until[slot] {
+            return None;
+        }
+        let instance = self.processes[slot].instance;
+        Some(self.oracle.record.as_ref().is_some_and(|r| r.generation == generation && r.is_owned_by(&name(slot), instance)))
     }
 
     fn at_arbiter(&mut self, slot: usize, instance: u64, id: RequestId, request: &Request, reply_lost: bool) {
