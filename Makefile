@@ -50,6 +50,8 @@ clippy: setup
 
 # Where there is KVM, a test that cannot use it fails instead of passing by.
 test: export PATH := $(PATH):/usr/sbin:/sbin
+# What stands in for the database of a stock guest in the tests of its clients.
+test: NEEDED += sqlite3:sqlite3
 test: setup fmt clippy
 	@if [ -e /dev/kvm ]; then export LOCKSTEP_REQUIRE_KVM=1; else echo "no /dev/kvm: the tests on KVM pass by"; fi; \
 	$(CARGO) test --locked --workspace -- $(if $(TEST_THREADS),--test-threads=$(TEST_THREADS))

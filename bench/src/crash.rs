@@ -275,7 +275,8 @@ mod tests {
     fn detection_counts_from_the_kill() {
         let event = |at_ms: u64, what| NodeEvent { at_ns: at_ms * 1_000_000, what };
         let gone = || NodeEventKind::PeerGone { cause: "closed".into() };
-        let activated = NodeEventKind::Activated { generation: Generation(2), epoch: Epoch(3), activation_us: 4000, grant_us: 2000 };
+        let activated =
+            NodeEventKind::Activated { generation: Generation(2), epoch: Epoch(3), activation_us: 4000, grant_us: 2000, disk_requests: 0 };
         let events = [event(50, gone()), event(103, gone()), event(110, activated)];
 
         assert_eq!(switch(&events, 100_000_000).unwrap(), (3.0, 2.0, 4.0));

@@ -25,6 +25,8 @@ pub(crate) struct Started {
     pub(crate) replayed: usize,
     /// What the guest waited for its disks, microseconds.
     pub(crate) disks_us: u64,
+    /// Requests to disks that were in flight and are carried out anew.
+    pub(crate) disk_requests: u32,
 }
 
 /// Brings the machine to the activation point and starts it.
@@ -55,7 +57,8 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     for (port, frame) in machine.announcements() {
         write(machine, port, &frame);
     }
-    Ok(Started { epoch: held.epoch, resent, replayed, disks_us })
+    let disk_requests = u32::try_from(state.disk_requests()).unwrap_or(u32::MAX);
+    Ok(Started { epoch: held.epoch, resent, replayed, disks_us, disk_requests })
 }
 
 /// Sends again what is committed and may not have left the primary. Duplicates are harmless to TCP; console bytes are not sent twice.

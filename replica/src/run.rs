@@ -266,8 +266,8 @@ impl RoleThread {
         let started = activate(&self.shared, &mut self.machine);
         let activation_us = monotonic_ns().saturating_sub(granted) / 1000;
         self.done = Some(started.map(|started| {
-            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, disks_us = started.disks_us, resent = started.resent, replayed = started.replayed, "activated");
-            (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us });
+            tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, disks_us = started.disks_us, resent = started.resent, replayed = started.replayed, disk_requests = started.disk_requests, "activated");
+            (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us, disk_requests: started.disk_requests });
         }));
     }
 

@@ -108,6 +108,27 @@ impl Shared {
         }
     }
 
+    /// Makes `socket` of client `number` one that [`Self::abort`] wakes; false: it has been called already, and the client is to give up.
+    ///
+    /// # Errors
+    /// The socket cannot be duplicated.
+    pub fn register(&self, number: usize, socket: &TcpStream) -> io::Result<bool> {
+        self.sockets().insert(number, socket.try_clone()?);
+        // An abort that came before the socket was registered did not reach it.
+        Ok(!self.is_aborted())
+    }
+
+    /// Client `number` has no socket any more.
+    pub fn forget(&self, number: usize) {
+        self.sockets().remove(&number);
+    }
+
+    /// Whether the clients are to give up at once.
+    #[must_use]
+    pub fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::Relaxed)
+    }
+
     fn sockets(&self) -> MutexGuard<'_, HashMap<usize, TcpStream>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,8 +149,7 @@ pub struct Outcome {
 
 /// One client's names and numbers.
 struct Client<'a> {
-    number: usize,
-    seed: u64,
+    names: Names,
     server: SocketAddr,
     shared: &'a Shared,
     history: Vec<Request>,
@@ -140,10 +160,10 @@ struct Client<'a> {
 /// Runs client `number` until `shared.stop`, then reads everything back over the same connection. Must run in the client network.
 #[must_use]
 pub fn run(number: usize, seed: u64, server: SocketAddr, shared: &Shared) -> Outcome {
-    let mut client = Client { number, seed, server, shared, history: Vec::new(), broken: 0, first_break: None };
+    let mut client = Client { names: Names { number, seed }, server, shared, history: Vec::new(), broken: 0, first_break: None };
     let mut connection = client.converse();
     let end = client.read_back(&mut connection);
-    shared.sockets().remove(&number);
+    shared.forget(number);
     Outcome { history: client.history, end, broken: client.broken, first_break: client.first_break }
 }
 
@@ -154,7 +174,7 @@ impl Client<'_> {
 
     /// Asks until told to stop; the connection that is open then, if any.
     fn converse(&mut self) -> Option<Connection> {
-        let mut random = StdRng::seed_from_u64(self.seed ^ (self.number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = StdRng::seed_from_u64(self.names.seed ^ (self.names.number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut connection = None;
         let mut writes: Value = 0;
         while !self.stopped() {
@@ -172,7 +192,7 @@ impl Client<'_> {
             };
             if let Err(error) = self.request(open, ask) {
                 self.note_break(&error);
-                self.shared.sockets().remove(&self.number);
+                self.shared.forget(self.names.number);
                 connection = None;
             }
         }
@@ -180,15 +200,12 @@ impl Client<'_> {
     }
 
     fn connect(&self) -> Option<Connection> {
-        let opened = Connection::open(self.server).and_then(|open| {
-            self.shared.sockets().insert(self.number, open.input.get_ref().try_clone()?);
-            Ok(open)
-        });
+        let opened = Connection::open(self.server)
+            .and_then(|open| Ok(self.shared.register(self.names.number, open.input.get_ref())?.then_some(open)));
         match opened {
-            // An abort that came before the socket was registered did not reach it.
-            Ok(open) => (!self.shared.aborted.load(Ordering::Relaxed)).then_some(open),
+            Ok(open) => open,
             Err(error) => {
-                tracing::debug!(client = self.number, %error, "cannot connect");
+                tracing::debug!(client = self.names.number, %error, "cannot connect");
                 std::thread::sleep(RECONNECT_PAUSE);
                 None
             }
@@ -196,21 +213,21 @@ impl Client<'_> {
     }
 
     fn note_break(&mut self, error: &io::Error) {
-        if self.shared.aborted.load(Ordering::Relaxed) {
+        if self.shared.is_aborted() {
             return;
         }
         self.broken += 1;
         self.shared.broken.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(client = self.number, %error, "connection broken");
-        self.first_break.get_or_insert_with(|| format!("client {}: {error}", self.number));
+        tracing::warn!(client = self.names.number, %error, "connection broken");
+        self.first_break.get_or_insert_with(|| format!("client {}: {error}", self.names.number));
     }
 
     fn request(&mut self, connection: &mut Connection, ask: Ask) -> io::Result<()> {
         let sent_ns = monotonic_ns();
         let reply = match ask {
-            Ask::Set(key, value) => connection.ask(&[b"SET", self.key(key).as_bytes(), self.value(value).as_bytes()]),
-            Ask::Incr => connection.ask(&[b"INCR", self.counter().as_bytes()]),
-            Ask::Get(key) => connection.ask(&[b"GET", self.key(key).as_bytes()]),
+            Ask::Set(key, value) => connection.ask(&[b"SET", self.names.key(key).as_bytes(), self.names.value(value).as_bytes()]),
+            Ask::Incr => connection.ask(&[b"INCR", self.names.counter().as_bytes()]),
+            Ask::Get(key) => connection.ask(&[b"GET", self.names.key(key).as_bytes()]),
         };
         let answered_ns = monotonic_ns();
         let (answer, result) = match reply {
@@ -229,9 +246,9 @@ impl Client<'_> {
             (Ask::Set(..), Reply::Status(text)) if text == "OK" => Answer::Done,
             (Ask::Incr, Reply::Int(count)) => Answer::Count(count),
             (Ask::Get(_), Reply::Bulk(None)) => Answer::Read(None),
-            (Ask::Get(_), Reply::Bulk(Some(bytes))) => self.number_of(&bytes).map_or(Answer::Nonsense, |n| Answer::Read(Some(n))),
+            (Ask::Get(_), Reply::Bulk(Some(bytes))) => self.names.number_of(&bytes).map_or(Answer::Nonsense, |n| Answer::Read(Some(n))),
             (_, reply) => {
-                tracing::warn!(client = self.number, ?ask, ?reply, "an answer that fits no request");
+                tracing::warn!(client = self.names.number, ?ask, ?reply, "an answer that fits no request");
                 Answer::Nonsense
             }
         }
@@ -239,11 +256,9 @@ impl Client<'_> {
 
     /// Reads every key that was written and the counter; what cannot be read has no entry.
     fn read_back(&mut self, connection: &mut Option<Connection>) -> Final {
-        let mut keys: Vec<Key> = self.history.iter().filter_map(|r| if let Ask::Set(key, _) = r.ask { Some(key) } else { None }).collect();
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = written(&self.history);
         let mut end = Final::default();
-        if self.shared.aborted.load(Ordering::Relaxed) {
+        if self.shared.is_aborted() {
             return end;
         }
         if connection.is_none() {
@@ -259,42 +274,73 @@ impl Client<'_> {
     fn read_back_over(&self, connection: &mut Connection, keys: &[Key], end: &mut Final) -> io::Result<()> {
         for batch in keys.chunks(READ_BACK_BATCH) {
             for key in batch {
-                connection.push(&[b"GET", self.key(*key).as_bytes()])?;
+                connection.push(&[b"GET", self.names.key(*key).as_bytes()])?;
             }
             connection.flush()?;
             for key in batch {
                 let value = match connection.reply()? {
-                    Reply::Bulk(bytes) => bytes.map(|b| self.number_of(&b).unwrap_or(Value::MAX)),
+                    Reply::Bulk(bytes) => self.names.found(bytes),
                     // Whatever this is, it is not the value: let it be counted as lost.
                     _ => Some(Value::MAX),
                 };
                 end.values.insert(*key, value);
             }
         }
-        end.counter = match connection.ask(&[b"GET", self.counter().as_bytes()])? {
+        end.counter = match connection.ask(&[b"GET", self.names.counter().as_bytes()])? {
             Reply::Bulk(None) => Some(0),
             Reply::Bulk(Some(bytes)) => std::str::from_utf8(&bytes).ok().and_then(|t| t.parse().ok()),
             _ => None,
         };
         Ok(())
     }
+}
 
-    fn key(&self, key: Key) -> String {
+/// Every key that a history's client has sent a value for.
+fn written(history: &[Request]) -> Vec<Key> {
+    let mut keys: Vec<Key> = history.iter().filter_map(|r| if let Ask::Set(key, _) = r.ask { Some(key) } else { None }).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+/// What client `number` of a run with `seed` and this history would read back from a server that holds what `get` finds by its key.
+#[must_use]
+pub fn read_from(number: usize, seed: u64, history: &[Request], get: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Final {
+    let names = Names { number, seed };
+    let values = written(history).into_iter().map(|key| (key, names.found(get(names.key(key).as_bytes())))).collect();
+    let counter = get(names.counter().as_bytes()).map_or(Some(0), |bytes| std::str::from_utf8(&bytes).ok().and_then(|t| t.parse().ok()));
+    Final { values, counter }
+}
+
+/// How a client's keys and values are written.
+#[derive(Clone, Copy)]
+struct Names {
+    number: usize,
+    seed: u64,
+}
+
+impl Names {
+    /// The number of a value that was read; bytes that this client never wrote are a value that it never wrote.
+    fn found(self, bytes: Option<Vec<u8>>) -> Option<Value> {
+        bytes.map(|bytes| self.number_of(&bytes).unwrap_or(Value::MAX))
+    }
+
+    fn key(self, key: Key) -> String {
         format!("c{}:{key}", self.number)
     }
 
-    fn counter(&self) -> String {
+    fn counter(self) -> String {
         format!("c{}:count", self.number)
     }
 
     /// The text of a value: unique in the run, of a length that varies and a body that can be recomputed.
-    fn value(&self, value: Value) -> String {
+    fn value(self, value: Value) -> String {
         let body = "abcdefghijklmnopqrstuvwxyz0123456789".repeat(1 + (value % 4) as usize);
         format!("{:x}-{}-{value}-{body}", self.seed, self.number)
     }
 
     /// The number of a value that this client wrote; None for any other bytes.
-    fn number_of(&self, bytes: &[u8]) -> Option<Value> {
+    fn number_of(self, bytes: &[u8]) -> Option<Value> {
         let text = std::str::from_utf8(bytes).ok()?;
         let value = text.split('-').nth(2)?.parse().ok()?;
         (self.value(value) == text).then_some(value)

@@ -179,7 +179,13 @@ pub fn check(history: &[Request], end: &Final) -> Findings {
 /// The longest time between two answers in a row of which the later came at or after `from_ns` and the earlier at or before `until_ns`.
 #[must_use]
 pub fn longest_gap_ns(history: &[Request], from_ns: u64, until_ns: u64) -> Option<u64> {
-    let answered: Vec<u64> = history.iter().filter(|r| r.answer != Answer::None).map(|r| r.answered_ns).collect();
+    longest_gap_between_ns(history.iter().filter(|r| r.answer != Answer::None).map(|r| r.answered_ns), from_ns, until_ns)
+}
+
+/// As [`longest_gap_ns`], for the times of all answers in order.
+#[must_use]
+pub fn longest_gap_between_ns(answered_ns: impl IntoIterator<Item = u64>, from_ns: u64, until_ns: u64) -> Option<u64> {
+    let answered: Vec<u64> = answered_ns.into_iter().collect();
     answered.windows(2).filter(|pair| pair[1] >= from_ns && pair[0] <= until_ns).map(|pair| pair[1] - pair[0]).max()
 }
 

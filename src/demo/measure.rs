@@ -126,7 +126,16 @@ mod tests {
         let standby = [
             at(50_000_000, NodeEventKind::PeerGone { cause: "an earlier peer".into() }),
             at(103_000_000, NodeEventKind::PeerGone { cause: "connection closed".into() }),
-            at(110_000_000, NodeEventKind::Activated { generation: Generation(2), epoch: Epoch(9), activation_us: 4000, grant_us: 2000 }),
+            at(
+                110_000_000,
+                NodeEventKind::Activated {
+                    generation: Generation(2),
+                    epoch: Epoch(9),
+                    activation_us: 4000,
+                    grant_us: 2000,
+                    disk_requests: 0,
+                },
+            ),
         ];
         let history = vec![incr(1, 97, 98), incr(2, 98, 99), incr(3, 99, 119), incr(4, 119, 121)];
         let end = Final { counter: Some(4), ..Final::default() };

@@ -101,6 +101,9 @@ pub enum NodeEventKind {
         activation_us: u64,
         /// What asking the arbiter took.
         grant_us: u64,
+        /// Requests to disks that were in flight in the state that the guest continues from: they are carried out anew.
+        #[serde(default)]
+        disk_requests: u32,
     },
     /// The node lost the right to run and stopped its guest.
     Fenced {

@@ -47,6 +47,15 @@ pub struct MachineState {
     pub platform: PlatformState,
 }
 
+impl MachineState {
+    /// Requests to disks that were in flight when this was captured.
+    #[must_use]
+    pub fn disk_requests(&self) -> usize {
+        let of = |device: &VirtioState| if let DeviceState::Blk(disk) = &device.device { disk.in_flight.len() } else { 0 };
+        self.devices.iter().map(of).sum()
+    }
+}
+
 /// A virtio device and the way it meets the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioState {

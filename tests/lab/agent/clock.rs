@@ -5,13 +5,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::sys::MOST_CPUS;
+
 /// Between two readings.
 const PAUSE: Duration = Duration::from_millis(2);
 
 static BASE: OnceLock<Instant> = OnceLock::new();
 /// The newest reading of any processor, nanoseconds since [`BASE`].
 static NEWEST: AtomicU64 = AtomicU64::new(0);
-static READINGS: AtomicU64 = AtomicU64::new(0);
+/// By processor.
+static READINGS: [AtomicU64; MOST_CPUS] = [const { AtomicU64::new(0) }; MOST_CPUS];
 static STEPS_BACK: AtomicU64 = AtomicU64::new(0);
 static LARGEST_STEP_BACK_NS: AtomicU64 = AtomicU64::new(0);
 /// The longest that a sleep of [`PAUSE`] took.
@@ -20,7 +23,7 @@ static LONGEST_SLEEP_US: AtomicU64 = AtomicU64::new(0);
 /// Watches the clock on processor `cpu` for ever.
 pub fn run(cpu: usize) {
     if let Err(error) = crate::sys::pin(cpu) {
-        println!("agent: cannot stay on processor {cpu}: {error}");
+        return println!("agent: cannot read the clock on processor {cpu}: {error}");
     }
     let base = *BASE.get_or_init(Instant::now);
     let mut before = raw_ns(base);
@@ -29,7 +32,7 @@ pub fn run(cpu: usize) {
         // Read before the clock: a clock that is ahead of nothing older is never behind it.
         let newest = NEWEST.load(Ordering::SeqCst);
         let now = raw_ns(base);
-        READINGS.fetch_add(1, Ordering::Relaxed);
+        READINGS[cpu].fetch_add(1, Ordering::Relaxed);
         let back = newest.max(before).saturating_sub(now);
         if back > 0 {
             STEPS_BACK.fetch_add(1, Ordering::Relaxed);
@@ -51,9 +54,9 @@ fn raw_ns(base: Instant) -> u64 {
     }
 }
 
-/// `key=value` lines.
+/// `key=value` lines; readings are told for each processor, separated by commas.
 pub fn status() -> String {
-    let [readings, steps, largest, sleep] =
-        [&READINGS, &STEPS_BACK, &LARGEST_STEP_BACK_NS, &LONGEST_SLEEP_US].map(|counter| counter.load(Ordering::Relaxed));
+    let readings = crate::each_cpu(&READINGS);
+    let [steps, largest, sleep] = [&STEPS_BACK, &LARGEST_STEP_BACK_NS, &LONGEST_SLEEP_US].map(|counter| counter.load(Ordering::Relaxed));
     format!("clock_readings={readings}\nclock_steps_back={steps}\nclock_largest_step_back_ns={largest}\nclock_longest_sleep_us={sleep}\n")
 }

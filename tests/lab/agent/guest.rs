@@ -1,13 +1,13 @@
 //! What runs in the stock guest beside the agent's server: the probes, and the servers under load that the kernel's command line names.
 //!
-//! `lab.services=redis,ledger` names the servers; `lab.stamp=MIB` the stamped memory (0: none). Ends in good order on `power-off`.
+//! `lab.services=redis,sqlite` names the servers; `lab.stamp=MIB` the stamped memory (0: none). Ends in good order on `power-off`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::{boot_option, clock, ledger, stamp, sys};
+use crate::{boot_option, clock, sqlite, stamp, sys};
 
-/// Stamped memory, MiB, unless the command line says otherwise.
+/// Stamped memory over all processors, MiB, unless the command line says otherwise.
 const STAMPED_MIB: usize = 8;
 /// Processes are given so long to end in good order.
 const GRACE: Duration = Duration::from_millis(1500);
@@ -15,16 +15,17 @@ const GRACE: Duration = Duration::from_millis(1500);
 /// Starts everything that the command line names.
 pub fn start_services() {
     let stamped = boot_option("lab.stamp").and_then(|text| text.parse().ok()).unwrap_or(STAMPED_MIB);
-    if stamped > 0 {
-        std::thread::spawn(move || stamp::run(stamped));
-    }
-    for cpu in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(sys::MOST_CPUS);
+    for cpu in 0..cpus {
         std::thread::spawn(move || clock::run(cpu));
+        if stamped > 0 {
+            std::thread::spawn(move || stamp::run(cpu, (stamped / cpus).max(1)));
+        }
     }
     for service in boot_option("lab.services").unwrap_or_default().split(',').filter(|s| !s.is_empty()) {
         match service {
             "redis" => redis(),
-            "ledger" => drop(std::thread::spawn(ledger::run)),
+            "sqlite" => drop(std::thread::spawn(sqlite::run)),
             other => println!("agent: no such service: {other}"),
         }
     }

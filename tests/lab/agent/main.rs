@@ -5,17 +5,24 @@
 
 mod clock;
 mod guest;
-mod ledger;
 mod serve;
+mod sqlite;
 mod stamp;
 mod sys;
 
 use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Reads `key=value` from the kernel's command line.
 pub fn boot_option(key: &str) -> Option<String> {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     line.split_whitespace().filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value.to_owned())
+}
+
+/// Counters of processors that there are, separated by commas.
+fn each_cpu(counters: &[AtomicU64; sys::MOST_CPUS]) -> String {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    counters.iter().take(cpus).map(|counter| counter.load(Ordering::Relaxed).to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// Starts the server and reaps orphans for as long as it lives.

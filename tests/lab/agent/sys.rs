@@ -18,6 +18,8 @@ unsafe extern "C" {
     fn sched_setaffinity(pid: c_int, bytes: usize, mask: *const c_ulong) -> c_int;
 }
 
+/// Processors that probes run on at most; more than any machine of Lockstep has.
+pub const MOST_CPUS: usize = 16;
 /// SIGKILL.
 pub const KILL: i32 = 9;
 /// SIGTERM.
@@ -66,7 +68,7 @@ pub fn set_realtime(ns: u64) -> io::Result<()> {
     checked(unsafe { clock_settime(CLOCK_REALTIME, &raw const time) }).map(drop)
 }
 
-/// Keeps the calling thread on processor `cpu` (below 64).
+/// Keeps the calling thread on processor `cpu` (below [`MOST_CPUS`]).
 pub fn pin(cpu: usize) -> io::Result<()> {
     let mask: c_ulong = 1 << cpu;
     // SAFETY: the mask is as long as is said, and read only during the call; 0 is the calling thread.

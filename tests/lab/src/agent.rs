@@ -113,9 +113,13 @@ impl Agent<'_> {
     /// # Errors
     /// The agent cannot be reached or goes away. How the script ends is no error here.
     pub fn exec(&self, script: &str, bound: Duration) -> Result<Output, LabError> {
+        self.exec_with(script, &[], bound)
+    }
+
+    fn exec_with(&self, script: &str, input: &[u8], bound: Duration) -> Result<Output, LabError> {
         let mut output = Output::default();
         output.status =
-            self.stream(script, &[], bound, |kind, bytes| if kind == 1 { &mut output.out } else { &mut output.err }.extend(bytes))?;
+            self.stream(script, input, bound, |kind, bytes| if kind == 1 { &mut output.out } else { &mut output.err }.extend(bytes))?;
         Ok(output)
     }
 
@@ -124,7 +128,15 @@ impl Agent<'_> {
     /// # Errors
     /// As there, or the script does not end well.
     pub fn must(&self, script: &str, bound: Duration) -> Result<String, LabError> {
-        let output = self.exec(script, bound)?;
+        self.must_with(script, &[], bound)
+    }
+
+    /// As [`Self::must`], with `input` as its standard input.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn must_with(&self, script: &str, input: &[u8], bound: Duration) -> Result<String, LabError> {
+        let output = self.exec_with(script, input, bound)?;
         if output.ok() {
             return Ok(output.text());
         }

@@ -25,7 +25,7 @@ A first lab:
   lockstep-lab put target/debug/lockstep   into /shared of all hosts (up does it by itself with the lockstep beside it)
   lockstep-lab exec h1 -- /shared/lockstep check
   lockstep-lab exec h1 --timeout 60 -- /shared/lockstep run --net tap=tap0 --kernel /shared/guest/vmlinux --initramfs /shared/guest/initramfs \\
-      --memory 256M --cmdline \"'console=ttyS0 lab.ip=10.77.0.10/24 lab.root=/dev/vda lab.services=redis,ledger'\"
+      --memory 256M --cmdline \"'console=ttyS0 lab.ip=10.77.0.10/24 lab.root=/dev/vda lab.services=redis,sqlite'\"
   lockstep-lab guest -- dmesg           a command in the stock guest
   lockstep-lab client -- redis-cli -h 10.77.0.10 ping     a command of this machine in the client network (10.77.0.1)
   lockstep-lab kill h1 ; lockstep-lab start h1
@@ -35,7 +35,7 @@ In a host: / is this machine's / (read-only, under an overlay in memory), /share
 vmlinuz and initramfs, /dev/vda is the host's copy of the guest's root disk (ext4), /data its own file system (both outlive the host), /arbiter a folder for all hosts whose locks
 hold between them (for --arbiter file:/arbiter/vm; those of /shared do not), tap0 is for the
 guest (in br0 with eth2, the client network), eth1 is the replication network: h1 is 10.78.0.1, h2 10.78.0.2. br0 has no address.
-The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,ledger, lab.stamp=MIB.";
+The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,sqlite, lab.stamp=MIB.";
 
 /// Exit status of a suite that found nothing wrong and could not run everything either. (2 is for a wrong command line.)
 const NOT_PROVED: u8 = 3;

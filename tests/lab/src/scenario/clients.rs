@@ -1,57 +1,106 @@
-//! Clients under load while hosts die: the demo's clients and its judge, in the lab's client network. They speak RESP, so that the built-in guest's
-//! server and Redis are the same to them.
+//! Clients under load while hosts die, in the lab's client network, and their judges. Two kinds: the demo's clients, which speak RESP (the built-in
+//! guest's server and Redis are the same to them), and the ledger's ([`super::ledger`]), which do transactions in SQLite. A guest that has both
+//! gets both loads at once.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use lockstep::demo::client::{self, Connection, Outcome, SERVER_PORT, Shared};
-use lockstep::demo::history::{self, Findings};
+use lockstep::demo::client::{self, Connection, SERVER_PORT, Shared};
+use lockstep::demo::history::{self, Answer, Findings};
 use lockstep::demo::resp::Reply;
 use lockstep::demo::world::GUEST_ADDRESS;
 
-use super::report::Row;
+use super::guest::GuestSpec;
+use super::ledger::judge::{self, Record};
+use super::ledger::{self, client as ledger_client};
+use super::report::{Row, Served};
 use crate::error::LabError;
 use crate::net::Network;
 
-/// Clients at a time.
+/// Clients at a time, of each service.
 const CLIENTS: usize = 2;
-/// Writes that are awaited to see that the guest serves.
+/// Writes of each service that are awaited to see that the guest serves.
 const SOME: u64 = 10;
+/// Longest wait for all that is in the ledger: some ten thousand entries and an integrity check, under emulation.
+const DUMP_BOUND: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(5);
 
-/// Where the guest's server is.
-#[must_use]
-pub fn server() -> SocketAddr {
-    SocketAddr::new(GUEST_ADDRESS, SERVER_PORT)
+/// What clients can ask a guest for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// The built-in guest's server, or Redis.
+    KeyValue,
+    /// SQLite.
+    Ledger,
+}
+
+impl Service {
+    /// Those of `guest` that there are clients for.
+    #[must_use]
+    pub fn of(guest: &GuestSpec) -> Vec<Service> {
+        let Some(stock) = &guest.stock else { return vec![Service::KeyValue] };
+        let known = |name| match name {
+            "redis" => Some(Service::KeyValue),
+            "sqlite" => Some(Service::Ledger),
+            _ => None,
+        };
+        stock.services.split(',').filter_map(known).collect()
+    }
+
+    /// For the report.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Service::KeyValue => "key-value",
+            Service::Ledger => "sqlite",
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(self) -> SocketAddr {
+        let port = match self {
+            Service::KeyValue => SERVER_PORT,
+            Service::Ledger => ledger::PORT,
+        };
+        SocketAddr::new(GUEST_ADDRESS, port)
+    }
 }
 
 /// Clients at work.
 #[derive(Debug)]
 pub struct Load<'a> {
-    shared: &'a Shared,
+    /// One for each service.
+    shared: &'a [Shared],
 }
 
 impl Load<'_> {
     /// Writes acknowledged so far.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
-        self.shared.acknowledged.load(Ordering::Relaxed)
+        self.counts().iter().sum()
     }
 
-    /// Waits until the guest has answered some more.
+    fn counts(&self) -> Vec<u64> {
+        self.shared.iter().map(|shared| shared.acknowledged.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Waits until each service of the guest has answered some more.
     ///
     /// # Errors
     /// It does not within `bound`, or a connection broke.
     pub fn until_more(&self, bound: Duration) -> Result<(), LabError> {
-        let goal = self.acknowledged() + SOME;
+        let before = self.counts();
         let deadline = Instant::now() + bound;
-        while self.acknowledged() < goal {
-            if self.shared.broken.load(Ordering::Relaxed) > 0 {
+        while self.counts().iter().zip(&before).any(|(now, before)| *now < before + SOME) {
+            if self.shared.iter().any(|shared| shared.broken.load(Ordering::Relaxed) > 0) {
                 return Err(LabError::Found("a client's connection broke".into()));
             }
             if Instant::now() >= deadline {
-                return Err(LabError::Late { what: "more acknowledged writes".into(), bound, detail: String::new() });
+                let detail = format!(": from {before:?} to {:?}", self.counts());
+                return Err(LabError::Late { what: "more acknowledged writes".into(), bound, detail });
             }
             std::thread::sleep(TICK);
         }
@@ -59,88 +108,227 @@ impl Load<'_> {
     }
 }
 
-/// A connection to the guest's server, once it answers.
-///
-/// # Errors
-/// It does not within `bound`.
-pub fn connect(network: &Network, bound: Duration) -> Result<Connection, LabError> {
+/// Tries `open` in the client network until it comes about.
+fn opened<T>(network: &Network, what: &str, bound: Duration, mut open: impl FnMut() -> std::io::Result<T> + Send) -> Result<T, LabError>
+where
+    T: Send,
+{
     let deadline = Instant::now() + bound;
     loop {
-        let opened = network.clients.run(|| {
-            let mut connection = Connection::open(server())?;
-            // Redis answers while it still reads its journal, but not with what is asked for.
-            match connection.ask(&[b"GET", b"nothing"])? {
-                Reply::Bulk(None) => Ok(connection),
-                other => Err(std::io::Error::other(format!("{other:?}"))),
-            }
-        })?;
-        match opened {
-            Ok(connection) => return Ok(connection),
+        match network.clients.run(&mut open)? {
+            Ok(made) => return Ok(made),
             Err(error) if Instant::now() >= deadline => {
-                return Err(LabError::Late { what: "the guest's server".into(), bound, detail: format!(": {error}") });
+                return Err(LabError::Late { what: what.into(), bound, detail: format!(": {error}") });
             }
             Err(_) => std::thread::sleep(TICK),
         }
     }
 }
 
-/// Runs clients while `course` takes its way; then everything is read back over the same connections and judged into `row`.
+/// A connection to the guest's key-value server, once it answers.
 ///
 /// # Errors
-/// What `course` fails with. What the judge finds is in the row only.
+/// It does not within `bound`.
+pub fn connect(network: &Network, bound: Duration) -> Result<Connection, LabError> {
+    opened(network, "the guest's key-value server", bound, || {
+        let mut connection = Connection::open(Service::KeyValue.address())?;
+        // Redis answers while it still reads its journal, but not with what is asked for.
+        match connection.ask(&[b"GET", b"nothing"])? {
+            Reply::Bulk(None) => Ok(connection),
+            other => Err(std::io::Error::other(format!("{other:?}"))),
+        }
+    })
+}
+
+/// Makes the ledger's tables, once its database answers. Once for each guest.
+///
+/// # Errors
+/// It does not within `bound`, or does not take them.
+pub fn make_ledger(network: &Network, bound: Duration) -> Result<(), LabError> {
+    let mut connection = opened(network, "the guest's database", bound, || ledger_client::Connection::open(Service::Ledger.address()))?;
+    match connection.ask(&ledger::schema()) {
+        Ok(line) if line == "ready" => Ok(()),
+        other => Err(LabError::Found(format!("the tables of the ledger cannot be made: {other:?}"))),
+    }
+}
+
+/// A client's thread, and what it comes back with.
+enum Working<'scope> {
+    KeyValue(ScopedJoinHandle<'scope, Result<client::Outcome, LabError>>),
+    Ledger(ScopedJoinHandle<'scope, Result<ledger_client::Outcome, LabError>>),
+}
+
+/// What all clients came back with.
+#[derive(Default)]
+struct Outcomes {
+    key_value: Vec<client::Outcome>,
+    ledger: Vec<ledger_client::Outcome>,
+}
+
+fn work(network: &Network, services: &[Service], seed: u64, shared: &[Shared], course: impl FnOnce()) -> Result<Outcomes, LabError> {
+    std::thread::scope(|scope| {
+        let mut working = Vec::new();
+        for (service, shared) in services.iter().zip(shared) {
+            let address = service.address();
+            working.extend((0..CLIENTS).map(|number| match service {
+                Service::KeyValue => Working::KeyValue(scope.spawn(move || {
+                    network.clients.enter()?;
+                    Ok(client::run(number, seed, address, shared))
+                })),
+                Service::Ledger => Working::Ledger(scope.spawn(move || {
+                    network.clients.enter()?;
+                    Ok(ledger_client::run(number as u32, seed, address, shared))
+                })),
+            }));
+        }
+        course();
+        let mut outcomes = Outcomes::default();
+        let panicked = |_| LabError::Found("a client panicked".into());
+        for thread in working {
+            match thread {
+                Working::KeyValue(thread) => outcomes.key_value.push(thread.join().map_err(panicked)??),
+                Working::Ledger(thread) => outcomes.ledger.push(thread.join().map_err(panicked)??),
+            }
+        }
+        Ok(outcomes)
+    })
+}
+
+/// What clients were told, for those who find their data elsewhere later.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Of the run.
+    pub seed: u64,
+    /// What each of the key-value server's clients was told.
+    pub key_value: Vec<Vec<history::Request>>,
+    /// What the ledger's clients were told, where there is a ledger.
+    pub ledger: Option<Record>,
+}
+
+/// Runs clients of `services` while `course` takes its way; then everything is read back over the same connections and judged into `row`.
+///
+/// # Errors
+/// What `course` fails with. What the judges find is in the row only.
 pub fn under_load(
     network: &Network,
+    services: &[Service],
     seed: u64,
     row: &mut Row,
     faults_ns: &mut Vec<u64>,
     course: impl FnOnce(&Load<'_>, &mut Row, &mut Vec<u64>) -> Result<(), LabError>,
-) -> Result<(), LabError> {
-    let shared = Shared::default();
-    let (came, outcomes) = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let shared = &shared;
-                scope.spawn(move || -> Result<Outcome, LabError> {
-                    network.clients.enter()?;
-                    Ok(client::run(number, seed, server(), shared))
-                })
-            })
-            .collect();
-        let came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| course(&Load { shared: &shared }, row, faults_ns)));
+) -> Result<Told, LabError> {
+    let shared: Vec<Shared> = services.iter().map(|_| Shared::default()).collect();
+    let mut came = Ok(Ok(()));
+    let outcomes = work(network, services, seed, &shared, || {
+        came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| course(&Load { shared: &shared }, row, faults_ns)));
         match &came {
-            Ok(Ok(())) => shared.stop.store(true, Ordering::Relaxed),
+            Ok(Ok(())) => shared.iter().for_each(|shared| shared.stop.store(true, Ordering::Relaxed)),
             // The guest may be gone: nothing is awaited from it.
-            _ => shared.abort(),
+            _ => shared.iter().for_each(Shared::abort),
         }
-        let outcomes: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
-        (came, outcomes)
     });
-    let came = came.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    let failed = came.is_err();
-    let mut findings = Findings::default();
-    for outcome in outcomes {
-        let outcome = outcome.map_err(|_| LabError::Found("a client panicked".into()))??;
-        if failed {
-            continue;
-        }
-        row.connections_broken += outcome.broken;
-        findings.add(history::check(&outcome.history, &outcome.end));
-        for (index, fault) in faults_ns.iter().enumerate() {
-            let gap = history::longest_gap_ns(&outcome.history, *fault, *fault).unwrap_or(0) as f64 / 1e6;
-            match row.blackouts_ms.get_mut(index) {
-                Some(longest) => *longest = longest.max(gap),
-                None => row.blackouts_ms.push(gap),
+    came.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    let mut outcomes = outcomes?;
+    let mut told = Told { seed, ..Told::default() };
+    for service in services {
+        let served = match service {
+            Service::KeyValue => judge_key_value(&outcomes.key_value, faults_ns, row)?,
+            Service::Ledger => {
+                let (served, record) = judge_ledger(&mut outcomes.ledger, seed, faults_ns, row)?;
+                told.ledger = Some(record);
+                served
             }
+        };
+        if served.acknowledged == 0 {
+            return Err(LabError::Found(format!("no write of {} was acknowledged, so nothing is proved", service.name())));
         }
+        row.add(service.name(), served);
     }
-    came?;
-    row.writes_acknowledged += findings.acknowledged;
-    row.writes_lost += findings.lost + findings.duplicated + findings.wrong_answers;
+    told.key_value = outcomes.key_value.into_iter().map(|outcome| outcome.history).collect();
+    Ok(told)
+}
+
+/// Notes the longest times without an answer around each fault; at how many of the faults a request was under way.
+fn gaps(times: &[(u64, Option<u64>)], faults_ns: &[u64], row: &mut Row) -> u64 {
+    let mut under_way = 0;
+    for (index, fault) in faults_ns.iter().enumerate() {
+        let gap =
+            history::longest_gap_between_ns(times.iter().filter_map(|(_, answered)| *answered), *fault, *fault).unwrap_or(0) as f64 / 1e6;
+        match row.blackouts_ms.get_mut(index) {
+            Some(longest) => *longest = longest.max(gap),
+            None => row.blackouts_ms.push(gap),
+        }
+        under_way += u64::from(times.iter().any(|(sent, answered)| sent <= fault && answered.is_none_or(|answered| answered > *fault)));
+    }
+    under_way
+}
+
+fn judge_key_value(outcomes: &[client::Outcome], faults_ns: &[u64], row: &mut Row) -> Result<Served, LabError> {
+    let mut findings = Findings::default();
+    let mut served = Served::default();
+    for outcome in outcomes {
+        findings.add(history::check(&outcome.history, &outcome.end));
+        served.connections_broken += outcome.broken;
+        let times = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != Answer::None).then_some(r.answered_ns)));
+        served.under_way_at_faults += gaps(&times.collect::<Vec<_>>(), faults_ns, row);
+    }
     if findings.unverified > 0 {
         return Err(LabError::Found(format!("{} keys could not be read back, so nothing is proved about them", findings.unverified)));
     }
-    if findings.acknowledged == 0 {
-        return Err(LabError::Found("no write was acknowledged, so nothing is proved".into()));
+    served.acknowledged = findings.acknowledged;
+    served.lost = findings.lost + findings.duplicated + findings.wrong_answers;
+    if served.lost > 0 {
+        served.examples.push(format!("{findings:?}"));
     }
-    Ok(())
+    Ok(served)
+}
+
+fn judge_ledger(
+    outcomes: &mut [ledger_client::Outcome],
+    seed: u64,
+    faults_ns: &[u64],
+    row: &mut Row,
+) -> Result<(Served, Record), LabError> {
+    let mut served = Served::default();
+    let mut record = Record { seed, ..Record::default() };
+    let mut dump = None;
+    for (number, outcome) in (0..).zip(outcomes) {
+        served.connections_broken += outcome.broken;
+        served.examples.extend(outcome.first_break.clone());
+        let times = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != judge::Answer::None).then_some(r.answered_ns)));
+        served.under_way_at_faults += gaps(&times.collect::<Vec<_>>(), faults_ns, row);
+        record.histories.insert(number, outcome.history.clone());
+        // Over every one of the connections that outlived the faults; all must show the same.
+        let Some(connection) = &mut outcome.connection else { continue };
+        let shown = connection.dump(DUMP_BOUND).map_err(LabError::io(|| "read the ledger back".into()))?;
+        if dump.get_or_insert_with(|| shown.clone()) != &shown {
+            return Err(LabError::Found("two connections see two ledgers, though nobody writes any more".into()));
+        }
+    }
+    let Some(dump) = dump else { return Err(LabError::Found("the ledger cannot be read back: no connection is left".into())) };
+    let findings = judge::judge(&record, &dump);
+    served.acknowledged = findings.acknowledged;
+    served.lost = findings.wrong();
+    served.examples.extend(findings.examples);
+    Ok((served, record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_of_a_guest_are_those_that_there_are_clients_for() {
+        assert_eq!(Service::of(&GuestSpec::built_in()), [Service::KeyValue]);
+        assert_eq!(Service::of(&GuestSpec::stock()), []);
+        assert_eq!(Service::of(&GuestSpec::debian("d", "sqlite,redis,other")), [Service::Ledger, Service::KeyValue]);
+    }
+
+    #[test]
+    fn a_fault_is_under_a_request_from_its_sending_to_its_answer() {
+        let mut row = Row::default();
+        let times = [(0, Some(10)), (20, Some(30)), (40, None)];
+        assert_eq!(gaps(&times, &[5, 15, 25, 50], &mut row), 3);
+        assert_eq!(row.blackouts_ms.len(), 4);
+    }
 }

@@ -23,6 +23,9 @@ use crate::net::Network;
 /// How long the clients may take for some more writes after a fault. A single answer that takes 10 s is a broken connection to them.
 pub const SERVED_BOUND: Duration = Duration::from_secs(30);
 
+/// A random wait below this lets a fault hit any phase of epochs, transactions and flushes with the same probability: several of the longest of these.
+const ANY_PHASE_US: u64 = 300_000;
+
 /// The stage.
 #[derive(Debug)]
 pub struct Course {
@@ -126,6 +129,7 @@ impl Course {
         let generation = self.standby.until_activated()?;
         self.step("the standby has taken over");
         row.failovers += 1;
+        row.disk_requests_at_failovers.extend(self.standby.disk_requests());
         self.reigns.push((since_ns, self.standby.host()));
         self.gather();
         std::mem::swap(&mut self.primary, &mut self.standby);
@@ -163,7 +167,9 @@ impl Course {
     pub fn kill_round(&mut self, load: &Load<'_>, row: &mut Row, faults_ns: &mut Vec<u64>) -> Result<(), LabError> {
         self.random_while();
         let before = self.clock_before()?;
-        self.step("a while, and the clock read");
+        // The clock's last answer has just come out of a committed epoch: the death must not always follow that at the same distance.
+        std::thread::sleep(Duration::from_micros(self.random.random_range(0..ANY_PHASE_US)));
+        self.step("any while, and the clock read");
         let since = self.fault(faults_ns);
         let host = self.primary_host()?;
         host.kill()?;

@@ -8,7 +8,9 @@ pub mod course;
 pub mod events;
 pub mod faults;
 pub mod guest;
+pub mod ledger;
 pub mod node;
+pub mod on_disk;
 pub mod report;
 pub mod steps;
 pub mod stock;
@@ -26,7 +28,7 @@ use crate::host::HostOptions;
 use crate::lab::{Lab, LabOptions};
 use crate::paths::Paths;
 use crate::prepare::Prepared;
-use clients::Load;
+use clients::{Load, Service};
 use course::Course;
 use node::{GuestSpec, NODE_BOUND};
 use report::Row;
@@ -93,6 +95,16 @@ fn redis() -> GuestSpec {
     GuestSpec::debian("debian-6.12-redis", "redis")
 }
 
+/// Redis with every write flushed, and SQLite transactions, on ext4 on a mirrored disk.
+fn databases() -> GuestSpec {
+    GuestSpec::debian("debian-6.12-redis-sqlite", "redis,sqlite")
+}
+
+/// The same on two processors.
+fn databases_on_two() -> GuestSpec {
+    GuestSpec { cpus: 2, ..GuestSpec::debian("debian-6.12-redis-sqlite-2cpu", "redis,sqlite") }
+}
+
 const fn scenario(name: &'static str, round: Round, rounds: Rounds) -> Scenario {
     Scenario {
         name,
@@ -105,6 +117,9 @@ const fn scenario(name: &'static str, round: Round, rounds: Rounds) -> Scenario 
         by_name: false,
     }
 }
+
+/// Rounds of those with a stock guest and databases.
+const DEBIAN: Rounds = Rounds { least: 5, most: 20, soak: 100, share: 260 };
 
 /// All scenarios, in the order in which they are run. Shares are seconds on a quiet machine of two cores; `make test` gives 900 in all.
 pub const ALL: &[Scenario] = &[
@@ -120,6 +135,8 @@ pub const ALL: &[Scenario] = &[
         host_mib: 1024,
         ..scenario("redis-host-death", faults::death, Rounds { least: 5, most: 20, soak: 100, share: 260 })
     },
+    Scenario { guest: databases, host_mib: 1024, by_name: true, ..scenario("debian-host-death", faults::death, DEBIAN) },
+    Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
 ];
 
 /// Runs `scenario`, writing what comes of it into `row`.
@@ -149,12 +166,16 @@ pub fn play(scenario: &Scenario, stage: &Stage<'_>, turns: &mut Turns, row: &mut
 fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, row: &mut Row) -> Result<(), LabError> {
     let network = course.network();
     let built_in = course.guest.stock.is_none();
+    let services = Service::of(&course.guest);
     let mut control = clients::connect(&network, NODE_BOUND)?;
     if built_in {
         dirty(&mut control)?;
     }
+    if services.contains(&Service::Ledger) {
+        clients::make_ledger(&network, NODE_BOUND)?;
+    }
     let mut faults = Vec::new();
-    clients::under_load(&network, seed, row, &mut faults, |load, row, faults| {
+    let told = clients::under_load(&network, &services, seed, row, &mut faults, |load, row, faults| {
         load.until_more(NODE_BOUND)?;
         while turns.another()? {
             round(course, (load, row, faults))?;
@@ -163,7 +184,7 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
         Ok(())
     })?;
     course.step("read back and judged");
-    if built_in { prove_memory(&mut control, row) } else { stock::conclude(course, row) }
+    if built_in { prove_memory(&mut control, row) } else { stock::conclude(course, &told, row) }
 }
 
 fn asked(error: std::io::Error) -> LabError {
@@ -199,7 +220,8 @@ fn judge(row: &Row) -> Result<(), LabError> {
             wrong.push(what);
         }
     };
-    expect(row.writes_lost == 0, format!("{} acknowledged writes lost or wrong", row.writes_lost));
+    let examples: Vec<&str> = row.services.values().flat_map(|served| &served.examples).map(String::as_str).collect();
+    expect(row.writes_lost == 0, format!("{} acknowledged writes lost or wrong: {}", row.writes_lost, examples.join(", ")));
     expect(row.connections_broken == 0, format!("{} connections broken", row.connections_broken));
     expect(row.double_releases == 0, format!("{} frames released by a host whose successor had spoken", row.double_releases));
     expect(row.clock_ok != Some(false), "the guest's clock went back".into());

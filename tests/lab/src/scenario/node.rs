@@ -14,8 +14,10 @@ use crate::error::LabError;
 use crate::host::{Host, quoted};
 use crate::net::{Net, address};
 
-/// Longest wait for anything a node does. A first copy with a disk takes ten seconds in the lab.
+/// Longest wait for anything else a node does.
 pub const NODE_BOUND: Duration = Duration::from_secs(60);
+/// Longest wait for a first copy with a disk: 20 s on an idle machine, more than a minute on one that builds something at the same time.
+const PROTECTED_BOUND: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(5);
 /// Bytes of a log shown in an error.
 const SHOWN: usize = 1500;
@@ -150,7 +152,7 @@ impl Node {
     /// # Errors
     /// As [`Self::until`].
     pub fn until_protected(&mut self) -> Result<Generation, LabError> {
-        let deadline = Instant::now() + NODE_BOUND;
+        let deadline = Instant::now() + PROTECTED_BOUND;
         loop {
             let newest = self.events().iter().rev().find_map(|e| match e.what {
                 NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
@@ -161,7 +163,7 @@ impl Node {
             }
             if Instant::now() >= deadline {
                 let detail = format!("; it is {newest:?}; the end of its log:\n{}", self.log_tail());
-                return Err(LabError::Late { what: format!("node {} protected", self.name), bound: NODE_BOUND, detail });
+                return Err(LabError::Late { what: format!("node {} protected", self.name), bound: PROTECTED_BOUND, detail });
             }
             std::thread::sleep(TICK);
         }
@@ -173,6 +175,11 @@ impl Node {
             NodeEventKind::Activated { generation, .. } => Some(generation),
             _ => None,
         })
+    }
+
+    /// Requests to disks that were in flight in the state from which it took over.
+    pub fn disk_requests(&mut self) -> Option<u32> {
+        self.find(0, |e| if let NodeEventKind::Activated { disk_requests, .. } = e.what { Some(disk_requests) } else { None })
     }
 
     /// Waits until it has taken over.

@@ -1,11 +1,27 @@
 //! What the suite writes down: one row for each scenario, in `target/lab/report.json`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::LabError;
+
+/// What came of the clients of one of the guest's services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Served {
+    /// Writes, or transactions, that a client was told to be done.
+    pub acknowledged: u64,
+    /// What is not as it was acknowledged: lost, done twice, done by half, altered, answered wrongly.
+    pub lost: u64,
+    /// Connections that broke.
+    pub connections_broken: u64,
+    /// Requests that were under way when a fault happened, over all faults and clients.
+    pub under_way_at_faults: u64,
+    /// Some of what is wrong, in words.
+    pub examples: Vec<String>,
+}
 
 /// What came of one scenario.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -50,6 +66,12 @@ pub struct Row {
     pub commit_us: Option<u32>,
     /// The trouble of the lab's for which it was tried a second time; the rest of the row is the second attempt's.
     pub retried: Option<String>,
+    /// Of the above, what belongs to each of the guest's services.
+    pub services: BTreeMap<String, Served>,
+    /// What clients were told was found once more on the disk from which the guest had run, after it was switched off.
+    pub data_on_disk_ok: Option<bool>,
+    /// At each failover, the requests to disks that were in flight in the state that the guest went on from.
+    pub disk_requests_at_failovers: Vec<u32>,
     /// Memory compared at both ends at every epoch.
     pub verify_memory: bool,
     /// What it took.
@@ -57,6 +79,14 @@ pub struct Row {
 }
 
 impl Row {
+    /// Adds what came of the clients of `service`.
+    pub fn add(&mut self, service: &str, served: Served) {
+        self.writes_acknowledged += served.acknowledged;
+        self.writes_lost += served.lost;
+        self.connections_broken += served.connections_broken;
+        self.services.insert(service.to_owned(), served);
+    }
+
     /// One line for people.
     #[must_use]
     pub fn line(&self) -> String {
@@ -75,6 +105,11 @@ impl Row {
             "{word}{scenario} ({guest}), {seconds:.0} s: {kills} kills, {failovers} failovers, {writes_acknowledged} writes acknowledged, \
              {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}{commit}{boot}"
         );
+        if self.services.len() > 1 {
+            for (service, Served { acknowledged, lost, under_way_at_faults, .. }) in &self.services {
+                line.push_str(&format!("; {service}: {acknowledged} acknowledged, {lost} lost, {under_way_at_faults} under way at faults"));
+            }
+        }
         if let Some(why) = &self.retried {
             line.push_str(&format!("\n  at the second attempt; the first ended by {}", why.replace('\n', "\n  ")));
         }

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use lockstep::demo::world::GUEST_ADDRESS;
 
+use super::clients::Told;
 use super::course::Course;
 use super::node::NODE_BOUND;
+use super::on_disk;
 use super::report::Row;
 use crate::agent::Agent;
 use crate::error::LabError;
@@ -55,18 +57,46 @@ fn value<'a>(text: &'a str, key: &str) -> Result<&'a str, LabError> {
     find.map(|(_, value)| value).ok_or_else(|| LabError::Found(format!("the guest's probes do not tell {key}")))
 }
 
-/// Asks the guest's probes and kernel, then switches it off and has its disk checked on the host that ran it.
+/// Whether each of `cpus` counts (separated by commas) has grown.
+fn gone_on(before: &str, after: &str, cpus: usize) -> bool {
+    let counts = |text: &str| text.split(',').filter_map(|count| count.parse().ok()).collect::<Vec<u64>>();
+    let (before, after) = (counts(before), counts(after));
+    before.len() == cpus && after.len() == cpus && before.iter().zip(&after).all(|(before, after)| after > before)
+}
+
+/// What the probes tell, once they have done something on every processor since this was called: none was left behind by a failover.
+fn probes_going_on(guest: &Agent<'_>, cpus: usize) -> Result<String, LabError> {
+    let before = guest.status(BOUND)?;
+    let deadline = Instant::now() + BOUND;
+    loop {
+        let probes = guest.status(BOUND)?;
+        let mut all = true;
+        for key in ["stamps_verified", "clock_readings"] {
+            all &= gone_on(value(&before, key)?, value(&probes, key)?, cpus);
+        }
+        if all {
+            return Ok(probes);
+        }
+        if Instant::now() >= deadline {
+            return Err(LabError::Found(format!("probes stand still in the guest:\n{before}and later\n{probes}")));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asks the guest's probes and kernel, then switches it off and has its disk checked on the host that ran it: the file system, and what is on it by
+/// what its clients were told.
 ///
 /// # Errors
 /// Memory or kernel log are not as they should be, or the guest cannot be asked or switched off.
-pub fn conclude(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
+pub fn conclude(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), LabError> {
     let network = course.network();
     let guest = agent(&network);
-    let probes = guest.status(BOUND)?;
-    if value(&probes, "stamps_wrong")? != "0" || value(&probes, "stamps_verified")? == "0" {
+    let probes = probes_going_on(&guest, usize::from(course.guest.cpus))?;
+    if value(&probes, "stamps_wrong")? != "0" {
         return Err(LabError::Found(format!("memory stamps in the guest: {probes}")));
     }
-    let forward = value(&probes, "clock_steps_back")? == "0" && value(&probes, "clock_readings")? != "0";
+    let forward = value(&probes, "clock_steps_back")? == "0";
     row.clock_ok = Some(row.clock_ok.unwrap_or(true) && forward);
     if row.clock_ok == Some(false) {
         return Err(LabError::Found(format!("the guest's clocks: {probes}")));
@@ -77,12 +107,12 @@ pub fn conclude(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
         return Err(LabError::Found(format!("the guest's kernel log: {}", bad.join(" | "))));
     }
     if course.guest.stock.is_some_and(|stock| stock.disk) {
-        switch_off(course, row)?;
+        switch_off(course, told, row)?;
     }
     Ok(())
 }
 
-fn switch_off(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
+fn switch_off(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), LabError> {
     let network = course.network();
     agent(&network).power_off(BOUND)?;
     let pid = course.primary.pid();
@@ -95,10 +125,31 @@ fn switch_off(course: &mut Course, row: &mut Row) -> Result<(), LabError> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    let check = host.exec("e2fsck -fn /dev/vda", NODE_BOUND)?;
+    let device = course.guest.disks.first().map_or("/dev/vda", |disk| disk.path.as_str()).to_owned();
+    let host = course.primary_host()?;
+    let check = host.exec(&format!("e2fsck -fn {device}"), NODE_BOUND)?;
     row.fsck_clean = Some(check.ok());
-    if check.ok() {
+    if !check.ok() {
+        let said = check.text();
+        return Err(LabError::Found(format!("the guest's file system is not clean (e2fsck status {}): {said}", check.status)));
+    }
+    let wrong = on_disk::judged(&host.agent(), &device, told)?;
+    row.data_on_disk_ok = Some(wrong.is_empty());
+    if wrong.is_empty() {
         return Ok(());
     }
-    Err(LabError::Found(format!("the guest's file system is not clean (e2fsck status {}): {}", check.status, check.text())))
+    Err(LabError::Found(format!("on the disk of the guest that was switched off: {}", wrong.join("; "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_that_stands_still_on_one_processor_is_found() {
+        assert!(gone_on("1,7", "2,8", 2));
+        assert!(!gone_on("1,7", "2,7", 2), "the second stands still");
+        assert!(!gone_on("1", "2", 2), "there is no second");
+        assert!(!gone_on("", "", 1) && !gone_on("x", "y", 1));
+    }
 }
