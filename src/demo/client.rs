@@ -91,6 +91,8 @@ pub struct Shared {
     pub acknowledged: AtomicU64,
     /// Connections broken so far.
     pub broken: AtomicU64,
+    /// Why the first of them broke.
+    first_break: Mutex<Option<String>>,
     /// Set to make the clients give up at once.
     aborted: AtomicBool,
     /// The clients' sockets, by client, to wake those that wait for an answer.
@@ -121,6 +123,18 @@ impl Shared {
     /// Client `number` has no socket any more.
     pub fn forget(&self, number: usize) {
         self.sockets().remove(&number);
+    }
+
+    /// A connection has broken, and why.
+    pub fn broke(&self, why: String) {
+        self.broken.fetch_add(1, Ordering::Relaxed);
+        self.first_break.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    /// Why the first connection broke, if one has.
+    #[must_use]
+    pub fn first_break(&self) -> Option<String> {
+        self.first_break.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the clients are to give up at once.
@@ -217,9 +231,12 @@ impl Client<'_> {
             return;
         }
         self.broken += 1;
-        self.shared.broken.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(client = self.names.number, %error, "connection broken");
-        self.first_break.get_or_insert_with(|| format!("client {}: {error}", self.names.number));
+        // What was asked last is what was not answered, unless it was the reading back.
+        let waited = self.history.last().map_or(0, |request| monotonic_ns().saturating_sub(request.sent_ns)) / 1_000_000;
+        let why = format!("client {}: {error}, {waited} ms after its last request", self.names.number);
+        tracing::warn!(client = self.names.number, %error, waited, "connection broken");
+        self.shared.broke(why.clone());
+        self.first_break.get_or_insert(why);
     }
 
     fn request(&mut self, connection: &mut Connection, ask: Ask) -> io::Result<()> {

@@ -95,8 +95,8 @@ impl Load<'_> {
         let before = self.counts();
         let deadline = Instant::now() + bound;
         while self.counts().iter().zip(&before).any(|(now, before)| *now < before + SOME) {
-            if self.shared.iter().any(|shared| shared.broken.load(Ordering::Relaxed) > 0) {
-                return Err(LabError::Found("a client's connection broke".into()));
+            if let Some(why) = self.shared.iter().find_map(Shared::first_break) {
+                return Err(LabError::Found(format!("a client's connection broke: {why}")));
             }
             if Instant::now() >= deadline {
                 let detail = format!(": from {before:?} to {:?}", self.counts());

@@ -154,8 +154,10 @@ impl Outcome {
             return;
         }
         self.broken += 1;
-        shared.broken.fetch_add(1, Ordering::Relaxed);
-        self.first_break.get_or_insert_with(|| format!("ledger client {client}: {why}"));
+        let waited = self.history.last().map_or(0, |request| request.answered_ns - request.sent_ns) / 1_000_000;
+        let why = format!("ledger client {client}: {why}, {waited} ms after it asked");
+        shared.broke(why.clone());
+        self.first_break.get_or_insert(why);
     }
 }
 
