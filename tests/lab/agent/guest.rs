@@ -25,7 +25,7 @@ pub fn start_services() {
     for service in boot_option("lab.services").unwrap_or_default().split(',').filter(|s| !s.is_empty()) {
         match service {
             "redis" => redis(),
-            "sqlite" => drop(std::thread::spawn(sqlite::run)),
+            "sqlite" | "sqlite-wal" => drop(std::thread::spawn(sqlite::run)),
             other => println!("agent: no such service: {other}"),
         }
     }

@@ -14,7 +14,7 @@ use lockstep::demo::world::GUEST_ADDRESS;
 
 use super::guest::GuestSpec;
 use super::ledger::judge::{self, Record};
-use super::ledger::{self, client as ledger_client};
+use super::ledger::{self, Journal, client as ledger_client};
 use super::report::{Row, Served};
 use crate::error::LabError;
 use crate::net::Network;
@@ -26,6 +26,9 @@ const SOME: u64 = 10;
 /// Longest wait for all that is in the ledger: some ten thousand entries and an integrity check, under emulation.
 const DUMP_BOUND: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(5);
+/// Between two attempts to connect. Every attempt costs an emulated guest milliseconds, while it is still starting what is waited for.
+const CONNECT_TICK: Duration = Duration::from_millis(200);
+const ASK_BOUND: Duration = Duration::from_secs(10);
 
 /// What clients can ask a guest for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub enum Service {
     /// The built-in guest's server, or Redis.
     KeyValue,
     /// SQLite.
-    Ledger,
+    Ledger(Journal),
 }
 
 impl Service {
@@ -43,7 +46,8 @@ impl Service {
         let Some(stock) = &guest.stock else { return vec![Service::KeyValue] };
         let known = |name| match name {
             "redis" => Some(Service::KeyValue),
-            "sqlite" => Some(Service::Ledger),
+            "sqlite" => Some(Service::Ledger(Journal::Rollback)),
+            "sqlite-wal" => Some(Service::Ledger(Journal::Ahead)),
             _ => None,
         };
         stock.services.split(',').filter_map(known).collect()
@@ -54,7 +58,8 @@ impl Service {
     pub fn name(self) -> &'static str {
         match self {
             Service::KeyValue => "key-value",
-            Service::Ledger => "sqlite",
+            Service::Ledger(Journal::Rollback) => "sqlite",
+            Service::Ledger(Journal::Ahead) => "sqlite-wal",
         }
     }
 
@@ -63,7 +68,7 @@ impl Service {
     pub fn address(self) -> SocketAddr {
         let port = match self {
             Service::KeyValue => SERVER_PORT,
-            Service::Ledger => ledger::PORT,
+            Service::Ledger(_) => ledger::PORT,
         };
         SocketAddr::new(GUEST_ADDRESS, port)
     }
@@ -108,6 +113,15 @@ impl Load<'_> {
     }
 }
 
+/// What a stock guest says about servers that do not answer.
+fn inside(network: &Network) -> String {
+    const ASK: &str = "cat /proc/uptime; tail -n 3 /var/log/redis.log; ps -eo pid,stat,time,wchan:20,args | grep -v ' \\[' | tail -n 12";
+    match super::stock::agent(network).exec(ASK, ASK_BOUND) {
+        Ok(output) => format!("in the guest: {}{}", output.text(), String::from_utf8_lossy(&output.err)),
+        Err(error) => format!("nor does its agent tell why ({})", crate::error::chain(&error)),
+    }
+}
+
 /// Tries `open` in the client network until it comes about.
 fn opened<T>(network: &Network, what: &str, bound: Duration, mut open: impl FnMut() -> std::io::Result<T> + Send) -> Result<T, LabError>
 where
@@ -118,9 +132,10 @@ where
         match network.clients.run(&mut open)? {
             Ok(made) => return Ok(made),
             Err(error) if Instant::now() >= deadline => {
-                return Err(LabError::Late { what: what.into(), bound, detail: format!(": {error}") });
+                let detail = format!(": {error}; {}", inside(network));
+                return Err(LabError::Late { what: what.into(), bound, detail });
             }
-            Err(_) => std::thread::sleep(TICK),
+            Err(_) => std::thread::sleep(CONNECT_TICK),
         }
     }
 }
@@ -144,8 +159,9 @@ pub fn connect(network: &Network, bound: Duration) -> Result<Connection, LabErro
 ///
 /// # Errors
 /// It does not within `bound`, or does not take them.
-pub fn make_ledger(network: &Network, bound: Duration) -> Result<(), LabError> {
-    let mut connection = opened(network, "the guest's database", bound, || ledger_client::Connection::open(Service::Ledger.address()))?;
+pub fn make_ledger(network: &Network, journal: Journal, bound: Duration) -> Result<(), LabError> {
+    let address = Service::Ledger(journal).address();
+    let mut connection = opened(network, "the guest's database", bound, || ledger_client::Connection::open(address, journal))?;
     match connection.ask(&ledger::schema()) {
         Ok(line) if line == "ready" => Ok(()),
         other => Err(LabError::Found(format!("the tables of the ledger cannot be made: {other:?}"))),
@@ -175,9 +191,9 @@ fn work(network: &Network, services: &[Service], seed: u64, shared: &[Shared], c
                     network.clients.enter()?;
                     Ok(client::run(number, seed, address, shared))
                 })),
-                Service::Ledger => Working::Ledger(scope.spawn(move || {
+                Service::Ledger(journal) => Working::Ledger(scope.spawn(move || {
                     network.clients.enter()?;
-                    Ok(ledger_client::run(number as u32, seed, address, shared))
+                    Ok(ledger_client::run(number as u32, seed, (address, *journal), shared))
                 })),
             }));
         }
@@ -233,7 +249,7 @@ pub fn under_load(
     for service in services {
         let served = match service {
             Service::KeyValue => judge_key_value(&outcomes.key_value, faults_ns, row)?,
-            Service::Ledger => {
+            Service::Ledger(_) => {
                 let (served, record) = judge_ledger(&mut outcomes.ledger, seed, faults_ns, row)?;
                 told.ledger = Some(record);
                 served
@@ -321,7 +337,7 @@ mod tests {
     fn services_of_a_guest_are_those_that_there_are_clients_for() {
         assert_eq!(Service::of(&GuestSpec::built_in()), [Service::KeyValue]);
         assert_eq!(Service::of(&GuestSpec::stock()), []);
-        assert_eq!(Service::of(&GuestSpec::debian("d", "sqlite,redis,other")), [Service::Ledger, Service::KeyValue]);
+        assert_eq!(Service::of(&GuestSpec::debian("d", "sqlite,redis,other")), [Service::Ledger(Journal::Rollback), Service::KeyValue]);
     }
 
     #[test]

@@ -171,8 +171,10 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
     if built_in {
         dirty(&mut control)?;
     }
-    if services.contains(&Service::Ledger) {
-        clients::make_ledger(&network, NODE_BOUND)?;
+    for service in &services {
+        if let Service::Ledger(journal) = service {
+            clients::make_ledger(&network, *journal, NODE_BOUND)?;
+        }
     }
     let mut faults = Vec::new();
     let told = clients::under_load(&network, &services, seed, row, &mut faults, |load, row, faults| {

@@ -10,7 +10,7 @@ use lockstep::demo::client::{ANSWER_TIMEOUT, Shared};
 use lockstep::host::monotonic_ns;
 
 use super::judge::{Answer, Ask, Request};
-use super::{DUMP, Dump, PREAMBLE, PREAMBLE_ANSWERS, Transfer, look};
+use super::{DUMP, Dump, Journal, Transfer, look};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,14 +36,14 @@ impl Connection {
     ///
     /// # Errors
     /// No answer, refused, or the database does not take the pragmas.
-    pub fn open(server: SocketAddr) -> io::Result<Connection> {
+    pub fn open(server: SocketAddr, journal: Journal) -> io::Result<Connection> {
         let stream = TcpStream::connect_timeout(&server, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
         let mut connection = Connection { input: BufReader::new(stream) };
-        connection.send(PREAMBLE)?;
-        for expected in PREAMBLE_ANSWERS {
+        connection.send(journal.preamble())?;
+        for expected in journal.answers() {
             let said = connection.line()?;
             if said != expected {
                 return Err(io::Error::other(format!("the database says {said:?} instead of {expected:?}")));
@@ -111,12 +111,12 @@ pub struct Outcome {
 
 /// Runs client `number` until `shared.stop`. Must run in the client network.
 #[must_use]
-pub fn run(number: u32, seed: u64, server: SocketAddr, shared: &Shared) -> Outcome {
+pub fn run(number: u32, seed: u64, (server, journal): (SocketAddr, Journal), shared: &Shared) -> Outcome {
     let mut outcome = Outcome { history: Vec::new(), connection: None, broken: 0, first_break: None };
     let (mut transactions, mut turn) = (0, 0);
     while !shared.stop.load(Ordering::Relaxed) && outcome.history.len() < MOST_REQUESTS {
         let Some(connection) = outcome.connection.as_mut() else {
-            outcome.connection = connect(number, server, shared);
+            outcome.connection = connect(number, (server, journal), shared);
             continue;
         };
         turn += 1;
@@ -161,8 +161,9 @@ impl Outcome {
     }
 }
 
-fn connect(number: u32, server: SocketAddr, shared: &Shared) -> Option<Connection> {
-    let opened = Connection::open(server).and_then(|open| Ok(shared.register(number as usize, open.input.get_ref())?.then_some(open)));
+fn connect(number: u32, (server, journal): (SocketAddr, Journal), shared: &Shared) -> Option<Connection> {
+    let opened =
+        Connection::open(server, journal).and_then(|open| Ok(shared.register(number as usize, open.input.get_ref())?.then_some(open)));
     match opened {
         Ok(open) => open,
         Err(_) => {

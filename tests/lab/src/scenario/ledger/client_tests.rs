@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::super::judge::{Findings, Record, judge};
-use super::super::{ACCOUNTS, OPENING, schema};
+use super::super::{ACCOUNTS, Journal, OPENING, schema};
 use super::*;
 
 /// Serves `connections` connections, each by a `sqlite3` of its own on the database at `path`.
@@ -33,9 +33,9 @@ fn there_is_sqlite() -> bool {
 }
 
 /// Two clients do transactions on a database in `directory`; what they were told, and a connection of theirs.
-fn transactions(directory: &Path) -> (Record, Connection) {
+fn transactions(directory: &Path, journal: Journal) -> (Record, Connection) {
     let address = server(&directory.join("ledger.db"), 3);
-    let mut first = Connection::open(address).expect("a connection");
+    let mut first = Connection::open(address, journal).expect("a connection");
     assert_eq!(first.ask(&schema()).expect("an answer"), "ready");
     let shared = Shared::default();
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
@@ -43,7 +43,7 @@ fn transactions(directory: &Path) -> (Record, Connection) {
             .map(|number| {
                 scope.spawn({
                     let shared = &shared;
-                    move || run(number, 11, address, shared)
+                    move || run(number, 11, (address, journal), shared)
                 })
             })
             .collect();
@@ -67,25 +67,27 @@ fn a_real_database_is_found_faithful_and_each_damage_to_it_is_found() {
     if !there_is_sqlite() {
         return;
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let (record, mut connection) = transactions(directory.path());
-    let sound = judge(&record, &connection.dump(ANSWER_TIMEOUT).expect("a dump"));
-    assert!(sound.acknowledged >= 60);
-    assert_eq!(sound, Findings { acknowledged: sound.acknowledged, ..Findings::default() });
+    for journal in [Journal::Rollback, Journal::Ahead] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (record, mut connection) = transactions(directory.path(), journal);
+        let sound = judge(&record, &connection.dump(ANSWER_TIMEOUT).expect("a dump"));
+        assert!(sound.acknowledged >= 60);
+        assert_eq!(sound, Findings { acknowledged: sound.acknowledged, ..Findings::default() });
 
-    let mut damaged = |sql: &str| {
-        let said = connection.ask(&format!("BEGIN; {sql} SELECT 'damaged';\n")).expect("an answer");
-        assert_eq!(said, "damaged");
-        let findings = judge(&record, &connection.dump(ANSWER_TIMEOUT).expect("a dump"));
-        assert_eq!(connection.ask("ROLLBACK; SELECT 'undone';\n").expect("an answer"), "undone");
-        findings
-    };
-    assert_eq!(damaged("DELETE FROM entries WHERE id=17;").lost, 1);
-    let copied = "INSERT INTO entries(client,number,source,target,amount,note) SELECT client,number,source,target,amount,note FROM entries WHERE id=17;";
-    assert_eq!(damaged(copied).duplicated, 1);
-    assert_eq!(damaged("UPDATE accounts SET balance=balance+1 WHERE id=5;").torn, 1);
-    assert_eq!(damaged("UPDATE entries SET note='' WHERE id=17;").altered, 1);
-    assert_eq!(damaged("").wrong(), 0);
+        let mut damaged = |sql: &str| {
+            let said = connection.ask(&format!("BEGIN; {sql} SELECT 'damaged';\n")).expect("an answer");
+            assert_eq!(said, "damaged");
+            let findings = judge(&record, &connection.dump(ANSWER_TIMEOUT).expect("a dump"));
+            assert_eq!(connection.ask("ROLLBACK; SELECT 'undone';\n").expect("an answer"), "undone");
+            findings
+        };
+        assert_eq!(damaged("DELETE FROM entries WHERE id=17;").lost, 1);
+        let copied = "INSERT INTO entries(client,number,source,target,amount,note) SELECT client,number,source,target,amount,note FROM entries WHERE id=17;";
+        assert_eq!(damaged(copied).duplicated, 1);
+        assert_eq!(damaged("UPDATE accounts SET balance=balance+1 WHERE id=5;").torn, 1);
+        assert_eq!(damaged("UPDATE entries SET note='' WHERE id=17;").altered, 1);
+        assert_eq!(damaged("").wrong(), 0);
+    }
 }
 
 #[test]
@@ -95,9 +97,9 @@ fn a_transaction_that_fails_ends_the_connection_and_leaves_nothing() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     let address = server(&directory.path().join("ledger.db"), 2);
-    let mut first = Connection::open(address).expect("a connection");
+    let mut first = Connection::open(address, Journal::Rollback).expect("a connection");
     assert_eq!(first.ask(&schema()).expect("an answer"), "ready");
-    let mut second = Connection::open(address).expect("a connection");
+    let mut second = Connection::open(address, Journal::Rollback).expect("a connection");
 
     let said =
         second.ask("BEGIN IMMEDIATE; UPDATE accounts SET balance=0 WHERE id=1; INSERT INTO nowhere VALUES(1); COMMIT; SELECT 'done',1;\n");
@@ -114,11 +116,11 @@ fn a_connection_that_breaks_is_counted_and_what_was_under_way_is_unanswered() {
     let address = listener.local_addr().expect("an address");
     let shared = Shared::default();
     let outcome = std::thread::scope(|scope| {
-        let client = scope.spawn(|| run(0, 1, address, &shared));
+        let client = scope.spawn(|| run(0, 1, (address, Journal::Rollback), &shared));
         let (stream, _) = listener.accept().expect("a client");
         let mut input = BufReader::new(stream);
         let mut line = String::new();
-        for _ in PREAMBLE.lines() {
+        for _ in Journal::Rollback.preamble().lines() {
             input.read_line(&mut line).expect("a line");
         }
         input.get_mut().write_all(b"delete\n3\n").expect("answered");

@@ -28,12 +28,37 @@ const MOST: i64 = 100;
 /// Longest note, in units of [`UNIT`]: entries of different lengths, some of them on pages of their own before long.
 const LONGEST_NOTE: usize = 40;
 const UNIT: &str = "0123456789";
-/// What a client says first. A rollback journal with EXTRA is what loses nothing that was acknowledged even when the power fails right after
-/// (FULL does not sync the directory from which the journal was removed, so it might come back and undo the commit). An error ends the program,
-/// so that nothing after a failed statement can answer for it. Another's lock is awaited for 8 s, less than a client's patience.
-pub const PREAMBLE: &str = ".bail on\n.timeout 8000\nPRAGMA journal_mode=DELETE;\nPRAGMA synchronous=EXTRA;\nPRAGMA synchronous;\n";
-/// What [`PREAMBLE`] is answered with: the journal's mode and 3, EXTRA.
-pub const PREAMBLE_ANSWERS: [&str; 2] = ["delete", "3"];
+/// How the database keeps a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journal {
+    /// What was there before is kept in a second file until the commit: the most flushes for each transaction.
+    Rollback,
+    /// What is new is appended to a second file, which all connections map.
+    Ahead,
+}
+
+impl Journal {
+    /// What a client says first. Each mode with what loses nothing that was acknowledged even when the power fails right after: with a rollback
+    /// journal that is EXTRA (FULL does not sync the directory from which the journal was removed, so it might come back and undo the commit). An
+    /// error ends the program, so that nothing after a failed statement can answer for it. Another's lock is awaited for 8 s, less than a client's
+    /// patience.
+    #[must_use]
+    pub fn preamble(self) -> &'static str {
+        match self {
+            Journal::Rollback => ".bail on\n.timeout 8000\nPRAGMA journal_mode=DELETE;\nPRAGMA synchronous=EXTRA;\nPRAGMA synchronous;\n",
+            Journal::Ahead => ".bail on\n.timeout 8000\nPRAGMA journal_mode=WAL;\nPRAGMA synchronous=FULL;\nPRAGMA synchronous;\n",
+        }
+    }
+
+    /// What that is answered with: the mode, and the number of the synchronous setting.
+    #[must_use]
+    pub fn answers(self) -> [&'static str; 2] {
+        match self {
+            Journal::Rollback => ["delete", "3"],
+            Journal::Ahead => ["wal", "2"],
+        }
+    }
+}
 
 /// Makes the tables, once; one line, answered with `ready`.
 #[must_use]
