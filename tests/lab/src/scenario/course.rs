@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use types::Generation;
 
 use super::clients::{self, Load};
-use super::node::{GuestSpec, NODE_BOUND, Node, Part};
+use super::node::{GuestSpec, NODE_BOUND, Node, PROTECTED_BOUND, Part};
 use super::report::Row;
 use super::steps::Steps;
 use super::stock;
@@ -73,7 +73,7 @@ impl Course {
         steps.done("standby ready");
         primary.until_ready()?;
         steps.done("primary ready");
-        drop(clients::connect(lab.network(), NODE_BOUND)?);
+        drop(clients::connect(lab.network(), PROTECTED_BOUND)?);
         row.boot_ms = Some(begun.elapsed().as_secs_f64() * 1e3);
         steps.done("the guest answers");
         primary.until_protected()?;

@@ -16,8 +16,8 @@ use crate::net::{Net, address};
 
 /// Longest wait for anything else a node does.
 pub const NODE_BOUND: Duration = Duration::from_secs(60);
-/// Longest wait for a first copy with a disk: 20 s on an idle machine, more than a minute on one that builds something at the same time.
-const PROTECTED_BOUND: Duration = Duration::from_secs(180);
+/// Longest wait for a first copy with a disk, and for a guest to boot meanwhile: 20 s on an idle machine, more than a minute on one that builds something at the same time.
+pub const PROTECTED_BOUND: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(5);
 /// Bytes of a log shown in an error.
 const SHOWN: usize = 1500;
