@@ -1,17 +1,22 @@
 //! `lockstep check`: can this host run protected guests, and what to do if not. Looks, changes nothing.
 //!
-//! Lives here: the list of findings and how it is shown. The looking is in [`kvm`] and [`system`].
+//! Lives here: the list of findings and how it is shown. The looking is in [`kvm`], [`system`] and [`disk`].
 
+mod disk;
 mod kvm;
 mod system;
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::Serialize;
 
 /// Options of `lockstep check`.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct CheckOptions {
+    /// Also look at this disk: whether both hosts can share it safely; repeat for more
+    #[arg(long, value_name = "PATH")]
+    pub disk: Vec<PathBuf>,
     /// Print the findings as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -67,11 +72,12 @@ pub struct CheckReport {
     pub items: Vec<Item>,
 }
 
-/// Looks at everything.
+/// Looks at everything, and at these disks.
 #[must_use]
-pub fn run() -> CheckReport {
+pub fn run(disks: &[PathBuf]) -> CheckReport {
     let (mut items, dirty_tracking) = kvm::look();
     items.extend(system::look());
+    items.extend(disks.iter().flat_map(|path| disk::look(path)));
     CheckReport { able: items.iter().all(|item| item.level != Level::Fail), dirty_tracking, items }
 }
 
@@ -114,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_is_not_well_comes_with_a_remedy() {
-        for item in run().items {
+        for item in run(&[]).items {
             assert_eq!(item.level == Level::Ok, item.remedy.is_empty(), "{item:?}");
         }
     }

@@ -81,7 +81,7 @@ enum Command {
     Console(console::ConsoleOptions),
     /// Say whether this host can run protected guests, and what to do if not
     #[command(
-        after_help = "Examples:\n  lockstep check\n  lockstep check --json | jq '.items[] | select(.level == \"fail\")'\n\nExit status: 0 it can; 4 it cannot"
+        after_help = "Examples:\n  lockstep check\n  lockstep check --disk /dev/disk/by-id/wwn-0x600140512345\n  lockstep check --json | jq '.items[] | select(.level == \"fail\")'\n\nExit status: 0 it can; 4 it cannot"
     )]
     Check(CheckOptions),
     /// Build two hosts on this machine, kill one, and prove that nothing was lost
@@ -183,7 +183,7 @@ fn start_log(filter: Option<&str>) -> Result<(), Failure> {
 }
 
 fn check(options: &CheckOptions) -> Result<u8, Failure> {
-    let report = crate::check::run();
+    let report = crate::check::run(&options.disk);
     let text = if options.json {
         let json = serde_json::to_string_pretty(&report).map_err(|e| Failure::new(code::FAILED, e))?;
         format!("{json}\n")

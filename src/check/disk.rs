@@ -1,0 +1,90 @@
+//! What a disk is good for: for `lockstep check --disk PATH`. Reads one block of it, writes and reserves nothing.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use failover::fence::{Fence as _, FenceError, Reservation};
+use types::VmId;
+
+use super::Item;
+
+/// Fits every medium's unit for requests past the page cache.
+const BLOCK: usize = 4096;
+
+#[repr(align(4096))]
+struct Block([u8; BLOCK]);
+
+/// Looks at one disk.
+pub(super) fn look(path: &Path) -> Vec<Item> {
+    let shown = path.display();
+    let facts = match std::fs::metadata(path) {
+        Ok(facts) if facts.file_type().is_file() || facts.file_type().is_block_device() => facts,
+        Ok(_) => {
+            return vec![Item::fail(
+                "disk",
+                format!("{shown} is neither a file nor a block device"),
+                "name an image file or a block device",
+            )];
+        }
+        Err(error) => return vec![Item::fail("disk", format!("{shown}: {error}"), "check the path and its permissions")],
+    };
+    let device = facts.file_type().is_block_device();
+    vec![direct(path), reservations(path, device)]
+}
+
+/// Requests past the page cache.
+fn direct(path: &Path) -> Item {
+    const REMEDY: &str =
+        "a shared disk needs it; for mode=mirror it is only slower: use a file system that has it (ext4, xfs, NFS), or a block device";
+    let read = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).and_then(|file| {
+        let mut block = Box::new(Block([0; BLOCK]));
+        file.read_at(&mut block.0, 0)
+    });
+    match read {
+        Ok(_) => Item::ok("disk: O_DIRECT", path.display().to_string()),
+        Err(error) => Item::warn("disk: O_DIRECT", format!("{}: {error}", path.display()), REMEDY),
+    }
+}
+
+fn reservations(path: &Path, device: bool) -> Item {
+    const NAME: &str = "disk: reservations";
+    const COMMAND: &str = "mode=shared needs a --fence-command that makes sure that the other host is dead, or a device that can be reserved; mode=mirror needs neither";
+    let shown = path.display();
+    if !device {
+        return Item::warn(NAME, format!("{shown} is a file, which cannot be reserved"), COMMAND);
+    }
+    match Reservation::new(path, VmId("check".to_owned())).probe() {
+        Ok(()) => Item::ok(NAME, format!("{shown} can be reserved: mode=shared needs no --fence-command")),
+        Err(FenceError::NotSupported { why, .. }) => Item::warn(NAME, format!("{shown} cannot be reserved: {why}"), COMMAND),
+        Err(error) => Item::warn(NAME, error.to_string(), "run this as a user who may write to the device"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Level;
+
+    #[test]
+    fn a_file_can_be_shared_only_with_a_fencing_command_and_is_left_as_it_is() {
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        std::io::Write::write_all(&mut file, &[7; BLOCK]).expect("written");
+        let items = look(file.path());
+        assert!(
+            items
+                .iter()
+                .any(|item| item.name == "disk: reservations" && item.level == Level::Warn && item.remedy.contains("--fence-command"))
+        );
+        assert!(items.iter().any(|item| item.name == "disk: O_DIRECT"));
+        assert!(items.iter().all(|item| (item.level == Level::Ok) == item.remedy.is_empty()), "{items:?}");
+        assert_eq!(std::fs::read(file.path()).expect("read"), [7; BLOCK]);
+    }
+
+    #[test]
+    fn what_is_no_disk_fails() {
+        for path in ["/nonexistent", "/", "/dev/null"] {
+            assert!(matches!(&look(Path::new(path))[..], [Item { level: Level::Fail, .. }]), "{path}");
+        }
+    }
+}
