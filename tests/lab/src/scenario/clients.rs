@@ -101,7 +101,7 @@ impl Load<'_> {
         let deadline = Instant::now() + bound;
         while self.counts().iter().zip(&before).any(|(now, before)| *now < before + SOME) {
             if let Some(why) = self.shared.iter().find_map(Shared::first_break) {
-                return Err(LabError::Found(format!("a client's connection broke: {why}")));
+                return Err(LabError::Found(format!("a client's connection broke: {why}; acknowledged so far: {:?}", self.counts())));
             }
             if Instant::now() >= deadline {
                 let detail = format!(": from {before:?} to {:?}", self.counts());
@@ -264,9 +264,11 @@ pub fn under_load(
     Ok(told)
 }
 
-/// Notes the longest times without an answer around each fault; at how many of the faults a request was under way.
-fn gaps(times: &[(u64, Option<u64>)], faults_ns: &[u64], row: &mut Row) -> u64 {
-    let mut under_way = 0;
+/// What the times of a client's requests (sent, and answered if they were) show: the longest times without an answer around each fault go into `row`; at
+/// how many of the faults a request was under way, and the longest wait for an answer, into `served`.
+fn times(times: &[(u64, Option<u64>)], faults_ns: &[u64], row: &mut Row, served: &mut Served) {
+    let waits = times.iter().filter_map(|(sent, answered)| Some(((*answered)? - sent) as f64 / 1e6));
+    served.longest_answer_ms = waits.fold(served.longest_answer_ms, f64::max);
     for (index, fault) in faults_ns.iter().enumerate() {
         let gap =
             history::longest_gap_between_ns(times.iter().filter_map(|(_, answered)| *answered), *fault, *fault).unwrap_or(0) as f64 / 1e6;
@@ -274,9 +276,9 @@ fn gaps(times: &[(u64, Option<u64>)], faults_ns: &[u64], row: &mut Row) -> u64 {
             Some(longest) => *longest = longest.max(gap),
             None => row.blackouts_ms.push(gap),
         }
-        under_way += u64::from(times.iter().any(|(sent, answered)| sent <= fault && answered.is_none_or(|answered| answered > *fault)));
+        served.under_way_at_faults +=
+            u64::from(times.iter().any(|(sent, answered)| sent <= fault && answered.is_none_or(|answered| answered > *fault)));
     }
-    under_way
 }
 
 fn judge_key_value(outcomes: &[client::Outcome], faults_ns: &[u64], row: &mut Row) -> Result<Served, LabError> {
@@ -285,8 +287,8 @@ fn judge_key_value(outcomes: &[client::Outcome], faults_ns: &[u64], row: &mut Ro
     for outcome in outcomes {
         findings.add(history::check(&outcome.history, &outcome.end));
         served.connections_broken += outcome.broken;
-        let times = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != Answer::None).then_some(r.answered_ns)));
-        served.under_way_at_faults += gaps(&times.collect::<Vec<_>>(), faults_ns, row);
+        let requests = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != Answer::None).then_some(r.answered_ns)));
+        times(&requests.collect::<Vec<_>>(), faults_ns, row, &mut served);
     }
     if findings.unverified > 0 {
         return Err(LabError::Found(format!("{} keys could not be read back, so nothing is proved about them", findings.unverified)));
@@ -311,8 +313,8 @@ fn judge_ledger(
     for (number, outcome) in (0..).zip(outcomes) {
         served.connections_broken += outcome.broken;
         served.examples.extend(outcome.first_break.clone());
-        let times = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != judge::Answer::None).then_some(r.answered_ns)));
-        served.under_way_at_faults += gaps(&times.collect::<Vec<_>>(), faults_ns, row);
+        let requests = outcome.history.iter().map(|r| (r.sent_ns, (r.answer != judge::Answer::None).then_some(r.answered_ns)));
+        times(&requests.collect::<Vec<_>>(), faults_ns, row, &mut served);
         record.histories.insert(number, outcome.history.clone());
         // Over every one of the connections that outlived the faults; all must show the same.
         let Some(connection) = &mut outcome.connection else { continue };
@@ -342,9 +344,9 @@ mod tests {
 
     #[test]
     fn a_fault_is_under_a_request_from_its_sending_to_its_answer() {
-        let mut row = Row::default();
-        let times = [(0, Some(10)), (20, Some(30)), (40, None)];
-        assert_eq!(gaps(&times, &[5, 15, 25, 50], &mut row), 3);
-        assert_eq!(row.blackouts_ms.len(), 4);
+        let (mut row, mut served) = (Row::default(), Served::default());
+        times(&[(0, Some(10)), (20, Some(4_000_030)), (5_000_000, None)], &[5, 15, 25, 5_000_001], &mut row, &mut served);
+        assert_eq!((served.under_way_at_faults, row.blackouts_ms.len()), (3, 4));
+        assert!((served.longest_answer_ms - 4.0).abs() < 0.01);
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::error::LabError;
 
 /// What came of the clients of one of the guest's services.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Served {
     /// Writes, or transactions, that a client was told to be done.
     pub acknowledged: u64,
@@ -19,6 +19,8 @@ pub struct Served {
     pub connections_broken: u64,
     /// Requests that were under way when a fault happened, over all faults and clients.
     pub under_way_at_faults: u64,
+    /// The longest time that a client waited for an answer.
+    pub longest_answer_ms: f64,
     /// Some of what is wrong, in words.
     pub examples: Vec<String>,
 }
@@ -106,8 +108,10 @@ impl Row {
              {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}{commit}{boot}"
         );
         if self.services.len() > 1 {
-            for (service, Served { acknowledged, lost, under_way_at_faults, .. }) in &self.services {
-                line.push_str(&format!("; {service}: {acknowledged} acknowledged, {lost} lost, {under_way_at_faults} under way at faults"));
+            for (service, Served { acknowledged, lost, under_way_at_faults, longest_answer_ms, .. }) in &self.services {
+                line.push_str(&format!(
+                    "\n  {service}: {acknowledged} acknowledged, {lost} lost, {under_way_at_faults} under way at faults, longest answer {longest_answer_ms:.0} ms"
+                ));
             }
         }
         if let Some(why) = &self.retried {

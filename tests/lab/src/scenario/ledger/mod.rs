@@ -40,13 +40,13 @@ pub enum Journal {
 impl Journal {
     /// What a client says first. Each mode with what loses nothing that was acknowledged even when the power fails right after: with a rollback
     /// journal that is EXTRA (FULL does not sync the directory from which the journal was removed, so it might come back and undo the commit). An
-    /// error ends the program, so that nothing after a failed statement can answer for it. Another's lock is awaited for 8 s, less than a client's
-    /// patience.
+    /// error ends the program, so that nothing after a failed statement can answer for it. Another's lock is awaited for 25 s, less than a
+    /// client's patience.
     #[must_use]
     pub fn preamble(self) -> &'static str {
         match self {
-            Journal::Rollback => ".bail on\n.timeout 8000\nPRAGMA journal_mode=DELETE;\nPRAGMA synchronous=EXTRA;\nPRAGMA synchronous;\n",
-            Journal::Ahead => ".bail on\n.timeout 8000\nPRAGMA journal_mode=WAL;\nPRAGMA synchronous=FULL;\nPRAGMA synchronous;\n",
+            Journal::Rollback => ".bail on\n.timeout 25000\nPRAGMA journal_mode=DELETE;\nPRAGMA synchronous=EXTRA;\nPRAGMA synchronous;\n",
+            Journal::Ahead => ".bail on\n.timeout 25000\nPRAGMA journal_mode=WAL;\nPRAGMA synchronous=FULL;\nPRAGMA synchronous;\n",
         }
     }
 
