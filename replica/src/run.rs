@@ -19,7 +19,7 @@ use failover::{Detector, Verdict};
 use transport::tcp::Listener;
 use transport::{ControlSender, Slot};
 use types::clock::monotonic_ns;
-use types::event::{NodeEventKind, Report};
+use types::event::{NodeEventKind, Protection, Report};
 use types::{Epoch, Generation, NodeId, VmId};
 use vmm::Machine;
 
@@ -161,6 +161,11 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
     report(NodeEventKind::Ready);
     let mut role = RoleThread { machine, node, arbiter, fence, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
     role.live(shutdown);
+    if role.done.is_none() && role.node.protection() == Protection::Fencing {
+        tracing::error!(
+            "told to stop while older owners were being shut out: the guest that was held here is given up, and this node is its owner; start it with `lockstep run`"
+        );
+    }
     role.door.closed.store(true, Ordering::Release);
     role.drop_link();
     role.shared.apply(Job::Stop);

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -18,6 +19,10 @@ use crate::record::Record;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause: an operator who mends something waits no longer than this for it to be noticed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How long the end of a node waits for what it has under way: a command is killed within its own poll and a turn of the scheduler.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+/// How often that wait looks.
+const LAST_POLL: Duration = Duration::from_millis(2);
 /// How often a pause looks whether it is still wanted.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -57,6 +62,7 @@ pub struct FenceRunner {
     wanted: Arc<AtomicBool>,
     /// The grant that was fenced for last, and whether it is known that there never was another owner.
     granted: Option<(Owner, bool)>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl FenceRunner {
@@ -64,7 +70,7 @@ impl FenceRunner {
     #[must_use]
     pub fn new(fence: Arc<dyn Fence>, vm: VmId, arbiter: ArbiterMaker) -> FenceRunner {
         let (tell, news) = unbounded();
-        FenceRunner { fence, vm, arbiter, first_pause: FIRST_PAUSE, tell, news, wanted: Arc::default(), granted: None }
+        FenceRunner { fence, vm, arbiter, first_pause: FIRST_PAUSE, tell, news, wanted: Arc::default(), granted: None, thread: None }
     }
 
     /// With another first pause after a failure.
@@ -100,8 +106,8 @@ impl FenceRunner {
             first_pause: self.first_pause,
             tell: self.tell.clone(),
         };
-        // Not joined: a device that hangs must not keep the process from ending.
-        std::thread::Builder::new().name("fence".to_owned()).spawn(move || attempt.run()).map(|_| ())
+        self.thread = Some(std::thread::Builder::new().name("fence".to_owned()).spawn(move || attempt.run())?);
+        Ok(())
     }
 
     /// The event of the role machine that these news are.
@@ -127,8 +133,14 @@ impl FenceRunner {
 }
 
 impl Drop for FenceRunner {
+    /// Waits for the thread, so that no command outlives the node that started it; not for long, because a device that hangs must not keep the process from ending.
     fn drop(&mut self) {
         self.stop();
+        let Some(thread) = self.thread.take() else { return };
+        let until = Instant::now() + LAST_WAIT;
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(LAST_POLL);
+        }
     }
 }
 
