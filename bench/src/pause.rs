@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use checkpoint::{GuestMap, VerifyMemory};
 use dirty_tracking::DirtySet;
 use primary::{CaptureBuffer, Order, capture};
 use transport::Region;
@@ -20,6 +21,8 @@ use crate::stats::{median, slope};
 use crate::writer_guest::{MEMORY_BYTES, WriterGuest, frames};
 
 const PAGES: [u64; 5] = [16, 64, 256, 1024, 4096];
+/// Dirty pages of the pauses in which a window of memory is digested.
+const WINDOW_DIRTY: u64 = 256;
 /// Turns of each kind for each number of pages; the first are not counted.
 const WARM_UP: usize = 10;
 
@@ -71,7 +74,34 @@ pub fn measure(context: &Context<'_>, report: &mut Report) -> Result<(), BenchEr
         report.add("  floor: dirty log, per page", log_per_page * 1e3, "ns", None, Goal::Informative);
         report.add("  floor: memcpy, per page of 4096", last.copy / last.pages as f64 * 1e3, "ns", None, Goal::Informative);
     }
+    let (with, without) = measure_window(context)?;
+    report.add(&format!("  with --verify-memory=1M, {WINDOW_DIRTY} pages (base: without)"), with, "us", Some(without), Goal::Informative);
     picture(&context.out.join("pause.svg"), &points, log_per_page)
+}
+
+/// Pauses with a window of 1 MiB digested in each, and without, in turn; medians.
+fn measure_window(context: &Context<'_>) -> Result<(f64, f64), BenchError> {
+    let guest = WriterGuest::start(WINDOW_DIRTY)?;
+    let map = GuestMap::new(guest.machine.slots().slots().iter().map(|slot| slot.first.0..slot.first.0 + slot.pages));
+    let mut set = DirtySet::new(guest.machine.slots());
+    let mut buffer = CaptureBuffer::new(MEMORY_BYTES / PAGE_SIZE as u64, 0)?;
+    let kinds = [VerifyMemory::Window { pages: 256 }, VerifyMemory::Off];
+    let mut pauses = [Vec::new(), Vec::new()];
+    for turn in 0..WARM_UP + context.rounds(300, 100) {
+        context.go_on()?;
+        for (verify, pauses) in kinds.iter().zip(&mut pauses) {
+            guest.await_all_written()?;
+            let (generation, epoch) = (Generation(1), Epoch(turn as u64 + 1));
+            let verify = verify.window(&map, generation, epoch);
+            let order = Order { machine: &guest.machine, output: None, disks: None, epoch, generation, verify };
+            let captured = capture(&order, buffer, &mut set).map_err(|(error, _)| error)?;
+            buffer = captured.buffer;
+            if turn >= WARM_UP {
+                pauses.push(captured.pause_ns as f64 / 1e3);
+            }
+        }
+    }
+    Ok((median("pause with a window", &pauses[0])?, median("pause", &pauses[1])?))
 }
 
 fn picture(path: &Path, points: &[Point], log_per_page: f64) -> Result<(), BenchError> {

@@ -33,8 +33,8 @@ pub struct GuestSpec {
     pub rng: Option<bool>,
     /// Where the console goes.
     pub console: Console,
-    /// `--verify-memory`.
-    pub verify: bool,
+    /// `--verify-memory`: its value.
+    pub verify: Option<&'static str>,
     /// Further words on the guest kernel's command line.
     pub parameters: String,
     /// Further options of both nodes, without the dashes: `("transport", "tcp")`.
@@ -126,7 +126,7 @@ impl GuestSpec {
             nets: 1,
             rng: None,
             console: Console::Log,
-            verify: false,
+            verify: None,
             parameters: String::new(),
             options: Vec::new(),
         }
@@ -135,7 +135,7 @@ impl GuestSpec {
     /// The same with all memory compared at every epoch. Little memory: a digest of 64 MiB takes a second under emulation.
     #[must_use]
     pub fn verified() -> GuestSpec {
-        GuestSpec { memory_mib: 16, verify: true, ..GuestSpec::built_in() }
+        GuestSpec { memory_mib: 16, verify: Some("all"), ..GuestSpec::built_in() }
     }
 
     /// Debian's kernel and the lab's agent, in the initramfs: no disk, no services.
@@ -187,8 +187,8 @@ impl GuestSpec {
     #[must_use]
     pub fn node_flags(&self) -> String {
         let mut flags = self.rng.map_or_else(String::new, |on| format!(" --rng={on}"));
-        if self.verify {
-            flags.push_str(" --verify-memory");
+        if let Some(size) = self.verify {
+            flags.push_str(&format!(" --verify-memory={size}"));
         }
         flags
     }

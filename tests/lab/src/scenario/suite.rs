@@ -101,7 +101,13 @@ pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result
 
 fn blank(scenario: &Scenario) -> Row {
     let guest = (scenario.guest)();
-    Row { scenario: scenario.name.into(), transport: "tcp".into(), guest: guest.name.into(), verify_memory: guest.verify, ..Row::default() }
+    Row {
+        scenario: scenario.name.into(),
+        transport: "tcp".into(),
+        guest: guest.name.into(),
+        verify_memory: guest.verify.is_some(),
+        ..Row::default()
+    }
 }
 
 fn skipped(scenario: &Scenario, why: &str) -> (Row, Verdict) {
