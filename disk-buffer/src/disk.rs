@@ -29,6 +29,10 @@ pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 /// (SD_TIMEOUT) before it begins to recover it, and a guest complains after 120 s (hung_task).
 pub const HANG_BOUND: Duration = Duration::from_secs(30);
 
+/// A standby whose medium is full waits so long for space before its copy counts as failed, while its primary lives; a protected primary twice as long, before it gives up its role. Twice: where both media are full,
+/// the standby's failure must be known, and the standby struck out, before the guest is handed to it. A node on its own waits without a bound.
+pub const FULL_BOUND: Duration = Duration::from_secs(2);
+
 /// How long a call that has to make something durable waits for the medium: far above what a loaded disk takes.
 pub(crate) const MEDIUM_BOUND: Duration = Duration::from_secs(30);
 
@@ -46,13 +50,15 @@ pub struct Tuning {
     pub hot_ticks: u64,
     /// Instead of [`HANG_BOUND`].
     pub hang: Duration,
+    /// Instead of [`FULL_BOUND`].
+    pub full: Duration,
     /// Faults that the engine meets.
     pub faults: Option<Arc<dyn Faults>>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, hang: HANG_BOUND, faults: None }
+        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, hang: HANG_BOUND, full: FULL_BOUND, faults: None }
     }
 }
 
@@ -325,6 +331,13 @@ impl Disk {
     pub fn discard_uncommitted(&self) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.discard_uncommitted(),
+        }
+    }
+
+    /// The primary is gone and this node is about to ask for the guest: from now on a medium that is full is waited for, and no reason to give this copy up. Until the next [`Disk::join`].
+    pub fn taking_over(&self) {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.taking_over(),
         }
     }
 

@@ -212,6 +212,11 @@ impl Disks {
         self.disks.iter().for_each(|disk| disk.discard_uncommitted());
     }
 
+    /// [`Disk::taking_over`] of each.
+    pub fn taking_over(&self) {
+        self.disks.iter().for_each(|disk| disk.taking_over());
+    }
+
     /// [`Disk::activate`] of each, within the bound together.
     ///
     /// # Errors

@@ -40,6 +40,13 @@ pub enum DiskEvent {
         /// How it failed.
         error: Arc<std::io::Error>,
     },
+    /// The medium is full, and the guest's writes that need space wait for it. Told once until there is space again.
+    Full {
+        /// Which disk.
+        disk: DiskIndex,
+        /// What is full, and what to do, for an operator.
+        text: String,
+    },
     /// Another node has shut this one out of a shared disk ([`types::block::is_reservation_conflict`]): the request has no answer, nothing more is issued, and the node stops its guest.
     ShutOut {
         /// Which disk.

@@ -19,6 +19,7 @@
 //! | the standby's host loses power after it took over | every write flushed since, and after at most one settling (it begins at the activation) every write before as well; a copy that had not settled is refused as a start |
 //! | the primary's disk, while protected | nothing: the request stays in flight, the primary gives up its role, the standby executes it on its own disk |
 //! | the primary's disk, unprotected | an input/output error, as from a real disk. A flush that failed once fails for good: what was lost is not known (Linux drops the pages) |
+//! | space for the image (ENOSPC, EDQUOT) | nothing but time: the write waits, and reads and other writes go on. A standby fails after [`disk::FULL_BOUND`], a protected primary gives up its role after twice that; a lone node, and a standby that is taking over, wait for ever |
 //! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected |
 //! | a disk or log that hangs without an error | as an error, after [`disk::HANG_BOUND`] without an answer: the primary gives up its role, or the standby is struck out; unprotected, the guest waits |
 //! | the change log's medium | as the disk itself: without the log a write must not be made |

@@ -14,35 +14,6 @@ use rand::{Rng, SeedableRng};
 use types::block::{BlockError, BlockOp, BlockRequest, REQUESTS_MAX};
 use types::{Commit, Epoch, Generation};
 
-const BYTES: u64 = 8 * MIB;
-
-/// Faults that begin when the switch is thrown.
-#[derive(Clone, Default)]
-struct Switch(Arc<AtomicBool>);
-
-impl Switch {
-    fn throw(&self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-
-    fn fail(&self, which: fn(Asked) -> bool, errno: i32) -> Option<Arc<dyn Faults>> {
-        let on = Arc::clone(&self.0);
-        Some(Arc::new(move |asked| if on.load(Ordering::SeqCst) && which(asked) { Strike::Fail(errno) } else { Strike::Pass }))
-    }
-}
-
-fn is_write(asked: Asked) -> bool {
-    matches!(asked, Asked::Write(..) | Asked::Zero(..))
-}
-
-fn host(directory: &std::path::Path, name: &str, faults: Option<Arc<dyn Faults>>) -> Host {
-    Host::open_with(&options(&image(directory, name, BYTES)), Tuning { faults, ..tuning() })
-}
-
-fn write(offset: u64, byte: u8) -> BlockOp {
-    BlockOp::Write { offset, data: vec![byte; 4096].into() }
-}
-
 #[test]
 fn a_disk_that_fails_alone_gives_the_guest_an_error_and_goes_on() {
     let directory = tempfile::tempdir().unwrap();
@@ -73,14 +44,14 @@ fn a_flush_that_failed_once_never_succeeds_again() {
 fn a_protected_primarys_failed_request_stays_in_flight_and_the_standby_can_serve_it() {
     let directory = tempfile::tempdir().unwrap();
     let switch = Switch::default();
-    let primary = host(directory.path(), "one", switch.fail(is_write, libc::ENOSPC));
+    let primary = host(directory.path(), "one", switch.fail(is_write, libc::EIO));
     let standby = host(directory.path(), "two", None);
     primary.disk.start_primary().unwrap();
     protect(&primary, &standby);
     switch.throw();
     primary.disk.submit(BlockRequest { tag: 7, op: write(4096, 9) }).unwrap();
     let event = primary.events.recv_timeout(BOUND).unwrap();
-    assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::ENOSPC)), "{event:?}");
+    assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::EIO)), "{event:?}");
     let mut done = Vec::new();
     primary.disk.take_done(&mut done);
     assert_eq!(done, [], "the guest has no answer");
@@ -292,63 +263,6 @@ fn a_slow_standby_holds_its_caller_back_and_loses_nothing() {
     }
     assert_eq!(standby.disk.wait_applied(BOUND).unwrap(), Epoch(7));
     assert!(standby.content() == guest.model);
-}
-
-/// A file system of two megabytes, in a mount namespace of this thread alone.
-fn on_a_small_file_system(body: impl FnOnce(&std::path::Path) + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        let directory = tempfile::tempdir().unwrap();
-        let path = std::ffi::CString::new(directory.path().to_str().unwrap()).unwrap();
-        // SAFETY: unshare(2) and mount(2) read C strings that live for the call; the namespace is this thread's.
-        let mounted = unsafe {
-            libc::unshare(libc::CLONE_NEWNS) == 0
-                && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
-                && libc::mount(c"none".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, c"size=2m".as_ptr().cast()) == 0
-        };
-        if !mounted {
-            eprintln!("skipped: no right to mount a small file system ({})", std::io::Error::last_os_error());
-            return;
-        }
-        body(directory.path());
-        // SAFETY: umount2(2) reads a C string; nothing has the file system open any more.
-        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-    });
-    thread.join().unwrap();
-}
-
-#[test]
-fn a_host_file_system_that_is_full_is_an_error_for_a_lone_guest() {
-    on_a_small_file_system(|at| {
-        let host = host(at, "one", None);
-        host.disk.start_primary().unwrap();
-        let errors = (0..BYTES / MIB).filter(|region| {
-            let data = vec![1; 1 << 20].into();
-            host.ask(BlockOp::Write { offset: region * MIB, data }).result == Err(BlockError::Io(libc::ENOSPC))
-        });
-        assert!(errors.count() >= 6);
-        let read = host.ask(BlockOp::Read { offset: 0, len: 512 }).result.unwrap().unwrap();
-        assert_eq!(read[0], 1, "what was written before is there");
-    });
-}
-
-#[test]
-fn a_host_file_system_that_is_full_under_a_standby_strikes_it_out_and_the_guest_runs_on() {
-    on_a_small_file_system(|at| {
-        let directory = tempfile::tempdir().unwrap();
-        let primary = host(directory.path(), "one", None);
-        let standby = host(at, "two", None);
-        primary.disk.start_primary().unwrap();
-        protect(&primary, &standby);
-        standby.wait_durable(1);
-        for region in 0..4 {
-            assert_eq!(primary.ask(BlockOp::Write { offset: region * MIB, data: vec![1; 1 << 20].into() }).result, Ok(None));
-        }
-        epoch(&primary, &standby, 2);
-        let event = standby.events.recv_timeout(BOUND).unwrap();
-        assert!(matches!(&event, DiskEvent::Failed { error, .. } if error.raw_os_error() == Some(libc::ENOSPC)), "{event:?}");
-        primary.disk.struck_out().unwrap();
-        assert_eq!(primary.ask(write(0, 6)).result, Ok(None));
-    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use disk_buffer::{Disk, DiskEvent, Disks, Hooks};
 use types::block::{BlockDone, BlockInfo, BlockRequest};
+use types::event::NodeEventKind;
 use vmm::{BlockBackend, SinkFull};
 
 use crate::core::Event;
@@ -61,6 +62,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                 match event {
                     DiskEvent::GiveUp { disk, error } => shared.tell(News::DiskFailed { reason: format!("{disk}: {error}") }),
                     DiskEvent::ShutOut { disk, error } => shared.tell(News::ShutOut { reason: format!("{disk}: {error}") }),
+                    DiskEvent::Full { text, .. } => (shared.report)(NodeEventKind::Warning { text }),
                     // A standby's.
                     DiskEvent::Durable { .. } | DiskEvent::Failed { .. } => {}
                 }

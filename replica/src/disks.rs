@@ -10,6 +10,7 @@ use checkpoint::codec;
 use checkpoint::message::{self, Message};
 use disk_buffer::{DiskEvent, Disks, Hooks, Identity, Plan};
 use transport::ControlSender;
+use types::event::NodeEventKind;
 
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
@@ -54,6 +55,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                         shared.reporter.say(&Message::Refuse { reason: reason.clone() });
                         shared.tell(News::Spoilt { reason });
                     }
+                    DiskEvent::Full { text, .. } => (shared.report)(NodeEventKind::Warning { text }),
                     // A primary's.
                     DiskEvent::GiveUp { .. } | DiskEvent::ShutOut { .. } => {}
                 }

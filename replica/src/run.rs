@@ -242,6 +242,7 @@ impl RoleThread {
                 (self.shared.report)(NodeEventKind::State { role, protection, generation, reason });
             }
             Action::StopCommitting => {
+                self.shared.disks.taking_over();
                 if let Err(fault) = self.shared.raise(Event::StopCommitting) {
                     tracing::debug!(%fault, "while stopping to commit");
                 }

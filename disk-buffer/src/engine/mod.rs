@@ -1,6 +1,6 @@
 //! Carries out requests on one image: an io_uring thread behind a queue that keeps the order that matters.
 //!
-//! Lives here: the face that the disk uses. In it: what may go when ([`queue`], pure), one request from its first system call to its last ([`step`]), the change log's updates ([`update`]) and the thread
+//! Lives here: the face that the disk uses. In it: what may go when ([`queue`], pure), one request from its first system call to its last ([`step`]), those that a full medium holds up ([`full`]), the change log's updates ([`update`]) and the thread
 //! ([`worker`]). Not here: bounds on how much is submitted (the callers': guest, epochs, copy), roles.
 //!
 //! Order: requests that overlap are carried out as submitted; a flush is answered when everything that was submitted before it has been carried out and is durable; a write whose regions are not
@@ -8,6 +8,7 @@
 
 pub(crate) mod buffer;
 pub mod faults;
+mod full;
 pub mod queue;
 mod step;
 mod update;
@@ -18,7 +19,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use types::block::DiskIndex;
@@ -119,6 +120,10 @@ struct Core {
     /// Jobs that will not be carried out because the change log failed.
     refused: Vec<(Job, i32)>,
     log_failed: Option<i32>,
+    /// Since when requests have been held for want of space.
+    full_since: Option<Instant>,
+    /// Those that are held now are to be answered with their error.
+    give_up_full: bool,
     /// The thread will look again before it sleeps.
     awake: bool,
     stop: bool,
@@ -188,6 +193,8 @@ impl Engine {
             marks,
             refused: Vec::new(),
             log_failed: None,
+            full_since: None,
+            give_up_full: false,
             awake: true,
             stop: false,
             broken: false,
@@ -310,6 +317,19 @@ impl Engine {
     #[must_use]
     pub fn marked(&self) -> Option<RegionSet> {
         self.shared.lock().marks.as_ref().map(|marks| marks.set().clone())
+    }
+
+    /// Since when requests have been held because the medium is full; `None`: none is.
+    #[must_use]
+    pub fn full_since(&self) -> Option<Instant> {
+        self.shared.lock().full_since
+    }
+
+    /// Has the requests that are held because the medium is full answered with that error.
+    pub fn give_up_full(&self) {
+        let mut core = self.shared.lock();
+        core.give_up_full = true;
+        self.shared.wake(&mut core);
     }
 
     /// Requests in flight.

@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::engine::faults::{Asked, Faults, Strike};
+use crate::engine::full::Full;
 use crate::engine::queue::Id;
 use crate::engine::step::{Step, Took};
 use crate::engine::update::{Update, Went};
@@ -23,6 +25,7 @@ const ENTRIES: u32 = 256;
 
 const WAKE: u64 = u64::MAX;
 const LOG: u64 = u64::MAX - 1;
+const RETRY: u64 = u64::MAX - 2;
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -31,6 +34,7 @@ pub(super) struct Worker {
     faults: Option<Arc<dyn Faults>>,
     ring: IoUring,
     steps: HashMap<u64, Step>,
+    full: Full,
     update: Option<Update>,
     wake_armed: bool,
     /// Answers that faults gave in the system's place.
@@ -49,6 +53,7 @@ impl Worker {
             faults,
             ring,
             steps: HashMap::new(),
+            full: Full::new(),
             update: None,
             wake_armed: false,
             struck: Vec::new(),
@@ -70,9 +75,12 @@ impl Worker {
     fn begin(&mut self) -> bool {
         let mut new = Vec::new();
         let refused;
+        let given_up;
         {
             let mut core = self.shared.lock();
-            while self.steps.len() + new.len() < STEPS {
+            // What is held for want of space is none of the kernel's business.
+            let under_way = self.steps.len() - self.full.held();
+            while under_way + new.len() < STEPS {
                 let Some(id) = core.queue.next_ready() else { break };
                 if let Some(job) = core.waiting.remove(&id) {
                     new.push((id, job));
@@ -84,12 +92,15 @@ impl Worker {
             {
                 self.update = Some(Update::new(fd, sectors));
             }
+            given_up = if std::mem::take(&mut core.give_up_full) || core.stop { self.full.give_up(core.stop) } else { Vec::new() };
             if core.stop && core.queue.is_empty() && self.update.is_none() && refused.is_empty() {
                 core.broken = true;
                 return false;
             }
             core.awake = false;
         }
+        // As if they had been asked once more.
+        self.struck.extend(given_up.into_iter().map(|id| (id, -libc::ENOSPC)));
         for (job, errno) in refused {
             (job.reply)(Err(errno));
         }
@@ -148,7 +159,7 @@ impl Worker {
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: what the entry points to is heap memory owned by a step or the update; it is neither moved nor freed nor touched until the completion has been
+        // SAFETY: what the entry points to is heap memory owned by a step, the update, or `full` (a constant that lives as long as the ring); it is neither moved nor freed nor touched until the completion has been
         // taken (steps leave the map in `finish`, after their last completion; `fail_all` leaks them).
         let mut pushed = unsafe { self.ring.submission().push(entry) };
         while pushed.is_err() {
@@ -168,6 +179,11 @@ impl Worker {
             let entry = opcode::PollAdd::new(types::Fd(self.shared.wake.as_raw_fd()), libc::POLLIN as u32).build().user_data(WAKE);
             self.push(&entry);
         }
+        if self.full.held() > 0 && !self.full.armed {
+            self.full.armed = true;
+            let entry = opcode::Timeout::new(&raw const *self.full.period).build().user_data(RETRY);
+            self.push(&entry);
+        }
         let wait = usize::from(self.struck.is_empty());
         match self.ring.submit_and_wait(wait) {
             Ok(_) => {}
@@ -185,6 +201,10 @@ impl Worker {
                     let _ = self.shared.wake.read();
                 }
                 LOG => self.log_answer(result),
+                RETRY => {
+                    self.full.armed = false;
+                    self.ask_again();
+                }
                 id => self.answer(id, result, &mut finished),
             }
         }
@@ -197,14 +217,37 @@ impl Worker {
         let took = if step.is_nothing() { Took::Done(Ok(None)) } else { step.took(result) };
         match took {
             Took::More => self.ask(id),
+            Took::Done(Err(errno)) if self.full.holds(id, step.asked(), errno) => {
+                self.shared.lock().full_since.get_or_insert_with(Instant::now);
+            }
             Took::Done(answer) => {
+                // A hole may be the space that others wait for, and what was held and has found its own may not be the only one.
+                let space = answer.is_ok() && matches!(step.asked(), Asked::Zero(..));
                 if let (true, Err(errno)) = (step.is_sync(), &answer) {
                     self.sync_failed.get_or_insert(*errno);
                 }
                 if let Some(step) = self.steps.remove(&id) {
                     finished.push((Id(id), step.into_reply(), answer));
                 }
+                if self.full.finished(id) || space {
+                    self.space();
+                }
             }
+        }
+    }
+
+    /// There may be space again.
+    fn space(&mut self) {
+        if self.full.is_empty() {
+            self.shared.lock().full_since = None;
+        } else {
+            self.ask_again();
+        }
+    }
+
+    fn ask_again(&mut self) {
+        for id in self.full.ask_again() {
+            self.ask(id);
         }
     }
 

@@ -31,7 +31,7 @@ enum Task {
 
 pub(crate) fn run(disk: &Arc<Inner>) {
     loop {
-        disk.watch_hang();
+        disk.watch();
         let session;
         let task = {
             let mut state = disk.lock();
@@ -110,8 +110,8 @@ fn flush(disk: &Inner) -> io::Result<()> {
         match wait.recv_timeout(disk.settle) {
             Ok(result) => return result.map(drop).map_err(io::Error::from_raw_os_error),
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::from_raw_os_error(libc::EIO)),
-            // It may be that the medium hangs, and this thread is the one that looks.
-            Err(RecvTimeoutError::Timeout) => disk.watch_hang(),
+            // It may be that the medium hangs or is full, and this thread is the one that looks.
+            Err(RecvTimeoutError::Timeout) => disk.watch(),
         }
         if Instant::now() >= until {
             return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
@@ -167,7 +167,11 @@ fn drop_failed(disk: &Inner, error: &str) {
 fn activated(disk: &Arc<Inner>) -> io::Result<()> {
     // Once: a flush that fails has told the guest, or will.
     disk.lock().unsettled = false;
-    flush(disk)?;
+    if let Err(error) = flush(disk) {
+        // Unless it only waits for space.
+        disk.lock().unsettled = disk.engine.full_since().is_some();
+        return Err(error);
+    }
     disk.update_header(|header| header.state = CopyState::Consistent).map_err(io::Error::other)
 }
 

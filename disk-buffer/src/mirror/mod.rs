@@ -100,6 +100,10 @@ pub(crate) struct State {
     /// The role is being changed, header first: the keeper begins nothing.
     pub(crate) turning: bool,
     pub(crate) overwrite: bool,
+    /// The last copy that may serve: a standby's whose primary is gone.
+    pub(crate) last: bool,
+    /// It was told that the medium is full.
+    full_told: bool,
     pub(crate) stop: bool,
 }
 
@@ -115,6 +119,7 @@ pub(crate) struct Inner {
     pub(crate) settle: Duration,
     pub(crate) hot_ticks: u64,
     hang: Duration,
+    full: Duration,
     pub(crate) engine: Engine,
     pub(crate) log: Mutex<Option<LogFile>>,
     pub(crate) state: Mutex<State>,
@@ -131,7 +136,7 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// Opens the image and its change log.
     pub(crate) fn open(opening: Opening<'_>) -> Result<Mirror, DiskError> {
-        let Opening { index, options, serial, tuning: Tuning { limits, settle, hot_ticks, hang, faults } } = opening;
+        let Opening { index, options, serial, tuning: Tuning { limits, settle, hot_ticks, hang, full, faults } } = opening;
         let image = Arc::new(Image::open(&options.path, options.read_only, options.cache)?);
         let info = BlockInfo {
             bytes: image.bytes(),
@@ -161,6 +166,8 @@ impl Mirror {
             outdated: false,
             turning: false,
             overwrite: options.overwrite,
+            last: false,
+            full_told: false,
             stop: false,
         };
         let inner = Arc::new(Inner {
@@ -174,6 +181,7 @@ impl Mirror {
             settle,
             hot_ticks,
             hang,
+            full,
             engine,
             log: Mutex::new(log.map(|(log, _)| log)),
             state: Mutex::new(state),
@@ -369,7 +377,7 @@ impl Inner {
     }
 
     /// Gives the role up when a protected primary's medium has hung for too long. The requests stay in flight, as those that fail do.
-    pub(crate) fn watch_hang(&self) {
+    fn watch_hang(&self) {
         {
             let mut state = self.lock();
             let hangs = matches!(state.phase, Phase::Protected(_)) && state.guest > 0 && state.progress.elapsed() >= self.hang;
@@ -379,6 +387,48 @@ impl Inner {
             tracing::error!(disk = %self.index, requests = state.guest, bound = ?self.hang, "the disk hangs while a standby can serve; this node gives up its role");
         }
         self.front.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(io::Error::from_raw_os_error(libc::ETIMEDOUT)) });
+    }
+
+    /// Looks at what only time tells.
+    pub(crate) fn watch(&self) {
+        self.watch_full();
+        self.watch_hang();
+    }
+
+    /// A medium that is full holds requests up; tells of it, and gives them up where another node's copy can serve instead.
+    fn watch_full(&self) {
+        let since = self.engine.full_since();
+        let (tell, bound) = {
+            let mut state = self.lock();
+            if since.is_none() && std::mem::take(&mut state.full_told) {
+                tracing::info!(disk = %self.index, "there is space again; what waited for it is carried out");
+            }
+            let bound = match &state.phase {
+                Phase::Protected(_) => Some(self.full * 2),
+                Phase::Standby(_) if !state.last => Some(self.full),
+                Phase::Shut | Phase::Failed(_) => Some(Duration::ZERO),
+                _ => None,
+            };
+            (since.is_some() && !std::mem::replace(&mut state.full_told, since.is_some()), bound)
+        };
+        let Some(since) = since else { return };
+        if tell {
+            let text = format!(
+                "{}: there is no space left for {}: writes that need more wait; make room on its file system (df, df -i, quotas), or make that larger",
+                self.index,
+                self.image.path().display()
+            );
+            tracing::error!(text);
+            self.front.tell(DiskEvent::Full { disk: self.index, text });
+        }
+        if bound.is_some_and(|bound| since.elapsed() >= bound) {
+            self.engine.give_up_full();
+        }
+    }
+
+    /// Whether what waits for this medium waits for space and nothing else can be done about it.
+    pub(crate) fn waits_for_space(&self, state: &State) -> bool {
+        state.last && self.engine.full_since().is_some()
     }
 
     /// The engine's answer to a request of the guest.

@@ -30,6 +30,9 @@ const WIPE_BYTES: u64 = 64 << 20;
 /// Pieces of it under way: one for the medium, one that is there when it is done.
 const WIPE_AHEAD: usize = 2;
 
+/// How often a wait that is over its bound looks whether it still waits for nothing but space.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// Where a standby's copy is.
 #[derive(Debug)]
 pub(crate) struct Following {
@@ -115,9 +118,13 @@ impl Mirror {
         if let Plan::Refuse(refusal) = plan {
             return Err(DiskError::Refused { disk: inner.index, refusal: refusal.clone() });
         }
-        if let Phase::Standby(following) = &mut inner.lock().phase {
-            // An earlier full copy did not come that far.
-            following.wipe = 0..0;
+        {
+            let mut state = inner.lock();
+            state.last = false;
+            if let Phase::Standby(following) = &mut state.phase {
+                // An earlier full copy did not come that far.
+                following.wipe = 0..0;
+            }
         }
         // What an earlier primary had committed is finished first.
         let state = inner.wait_idle(MEDIUM_BOUND)?;
@@ -296,6 +303,11 @@ impl Mirror {
         }
     }
 
+    /// [`crate::Disk::taking_over`].
+    pub(crate) fn taking_over(&self) {
+        self.inner.lock().last = true;
+    }
+
     /// After the grant, before the guest runs: finishes what is committed, throws away what is not, and begins a data generation, durably. From here on the disk is a primary's that runs alone. The copy
     /// is made durable in the background, at once.
     ///
@@ -303,6 +315,7 @@ impl Mirror {
     /// [`DiskError::Unfit`] when no epoch was committed, [`DiskError::Slow`] when it takes longer than `bound`, [`DiskError::Failed`]. The guest must not run then.
     pub(crate) fn activate(&self, bound: Duration) -> Result<(), DiskError> {
         let inner = &self.inner;
+        self.taking_over();
         self.discard_uncommitted();
         let state = inner.wait_idle(bound)?;
         let Phase::Standby(following) = &state.phase else { return Err(inner.wrong_phase("activating it", &state)) };
@@ -386,9 +399,10 @@ impl Inner {
                 break;
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && !self.waits_for_space(&state) {
                 return Err(DiskError::Slow { disk: self.index, bound: MEDIUM_BOUND });
             }
+            let left = left.max(LOOK);
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         let inner = Arc::downgrade(self);
@@ -455,9 +469,10 @@ impl Inner {
                 _ => return Ok(state),
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && !self.waits_for_space(&state) {
                 return Err(DiskError::Slow { disk: self.index, bound });
             }
+            let left = left.max(LOOK);
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
     }

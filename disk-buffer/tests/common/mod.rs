@@ -2,13 +2,14 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use disk_buffer::disk::Tuning;
-use disk_buffer::engine::faults::{Asked, Strike};
-use disk_buffer::{Disk, DiskCopy, DiskEvent, DiskOptions, Disks, Hooks, Plan, plan};
+use disk_buffer::engine::faults::{Asked, Faults, Strike};
+use disk_buffer::{Disk, DiskCopy, DiskError, DiskEvent, DiskOptions, Disks, Hooks, Identity, Plan, plan};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -33,7 +34,7 @@ pub fn options(path: &Path) -> DiskOptions {
 
 /// Settles often, so that tests need not wait for seconds.
 pub fn tuning() -> Tuning {
-    Tuning { settle: Duration::from_millis(2), hot_ticks: 0, ..Tuning::default() }
+    Tuning { settle: Duration::from_millis(2), hot_ticks: 0, full: Duration::from_millis(50), ..Tuning::default() }
 }
 
 /// A sparse image.
@@ -98,6 +99,17 @@ impl Host {
     pub fn write(&self, offset: u64, byte: u8, len: usize) {
         let done = self.ask(BlockOp::Write { offset, data: vec![byte; len].into() });
         assert_eq!(done.result, Ok(None));
+    }
+
+    /// What this copy is. On a busy machine it may still be looked at: then a node is refused, and asks again.
+    pub fn identity(&self) -> Identity {
+        let until = std::time::Instant::now() + BOUND;
+        loop {
+            match self.disk.identity() {
+                Err(DiskError::Looking { .. }) if std::time::Instant::now() < until => std::thread::yield_now(),
+                identity => return identity.unwrap(),
+            }
+        }
     }
 
     /// Waits until nothing is marked in the log any more.
@@ -212,8 +224,7 @@ pub fn join(primary: &Host, standby: &Host) -> (Plan, DiskCopy) {
 
 /// As [`join`], while something happens between any two steps.
 pub fn join_while(primary: &Host, standby: &Host, mut meanwhile: impl FnMut()) -> (Plan, DiskCopy) {
-    let identity = primary.disk.identity().unwrap();
-    let theirs = standby.disk.identity().unwrap();
+    let (identity, theirs) = (primary.identity(), standby.identity());
     let plan = plan(&identity, &theirs);
     assert!(!matches!(plan, Plan::Refuse(_)), "{plan:?}\nprimary {identity:?}\nstandby {theirs:?}");
     meanwhile();
@@ -294,4 +305,63 @@ impl Medium {
         }
         std::fs::write(self.path(), &content).unwrap();
     }
+}
+
+/// Of the image that [`host`] makes.
+pub const BYTES: u64 = 8 * MIB;
+
+/// Faults that begin when the switch is thrown.
+#[derive(Clone, Default)]
+pub struct Switch(pub Arc<AtomicBool>);
+
+impl Switch {
+    pub fn throw(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn back(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    pub fn fail(&self, which: fn(Asked) -> bool, errno: i32) -> Option<Arc<dyn Faults>> {
+        let on = Arc::clone(&self.0);
+        Some(Arc::new(move |asked| if on.load(Ordering::SeqCst) && which(asked) { Strike::Fail(errno) } else { Strike::Pass }))
+    }
+}
+
+/// Changes the image.
+pub fn is_write(asked: Asked) -> bool {
+    matches!(asked, Asked::Write(..) | Asked::Zero(..))
+}
+
+/// A host with an image of [`BYTES`].
+pub fn host(directory: &std::path::Path, name: &str, faults: Option<Arc<dyn Faults>>) -> Host {
+    Host::open_with(&options(&image(directory, name, BYTES)), Tuning { faults, ..tuning() })
+}
+
+/// A block of one byte.
+pub fn write(offset: u64, byte: u8) -> BlockOp {
+    BlockOp::Write { offset, data: vec![byte; 4096].into() }
+}
+
+/// A file system of two megabytes, in a mount namespace of this thread alone.
+pub fn on_a_small_file_system(body: impl FnOnce(&std::path::Path) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let directory = tempfile::tempdir().unwrap();
+        let path = std::ffi::CString::new(directory.path().to_str().unwrap()).unwrap();
+        // SAFETY: unshare(2) and mount(2) read C strings that live for the call; the namespace is this thread's.
+        let mounted = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+                && libc::mount(c"none".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, c"size=2m".as_ptr().cast()) == 0
+        };
+        if !mounted {
+            eprintln!("skipped: no right to mount a small file system ({})", std::io::Error::last_os_error());
+            return;
+        }
+        body(directory.path());
+        // SAFETY: umount2(2) reads a C string; nothing has the file system open any more.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    });
+    thread.join().unwrap();
 }
