@@ -250,7 +250,10 @@ pub fn under_load(
         let served = match service {
             Service::KeyValue => judge_key_value(&outcomes.key_value, faults_ns, row)?,
             Service::Ledger(_) => {
-                let (served, record) = judge_ledger(&mut outcomes.ledger, seed, faults_ns, row)?;
+                // The key-value server answers a hundred times while a transaction is done: where there is one, it tells how long the guest was away.
+                let mut scratch = Row::default();
+                let alone = !services.contains(&Service::KeyValue);
+                let (served, record) = judge_ledger(&mut outcomes.ledger, seed, faults_ns, if alone { row } else { &mut scratch })?;
                 told.ledger = Some(record);
                 served
             }
