@@ -283,6 +283,15 @@ impl Medium {
 
     /// Starts the host's process.
     pub fn open(&self) -> Host {
+        self.open_as(&self.options)
+    }
+
+    /// The same, by an operator who gives this copy up.
+    pub fn open_to_be_overwritten(&self) -> Host {
+        self.open_as(&DiskOptions { overwrite: true, ..self.options.clone() })
+    }
+
+    fn open_as(&self, options: &DiskOptions) -> Host {
         let (path, durable) = (self.path().clone(), Arc::clone(&self.durable));
         let watch = move |asked| {
             if asked == Asked::Sync {
@@ -291,7 +300,7 @@ impl Medium {
             }
             Strike::Pass
         };
-        Host::open_with(&self.options, Tuning { faults: Some(Arc::new(watch)), ..tuning() })
+        Host::open_with(options, Tuning { faults: Some(Arc::new(watch)), ..tuning() })
     }
 
     /// Power fails: of what was written since the last flush, what is `lost` is not there, block by block.
