@@ -219,7 +219,7 @@ enum Cmd {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// What all of them together may take, such as 15m; a scenario whose share is too small for its least number of rounds fails
-        #[arg(long, value_parser = span)]
+        #[arg(long, value_parser = span, overrides_with = "budget")]
         budget: Option<Duration>,
         /// This many rounds of each, not the suite's
         #[arg(long)]

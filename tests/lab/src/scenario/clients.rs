@@ -95,11 +95,19 @@ impl Load<'_> {
     /// Waits until each service of the guest has answered some more.
     ///
     /// # Errors
-    /// It does not within `bound`, or a connection broke.
+    /// As [`Self::until_so_many_more`].
     pub fn until_more(&self, bound: Duration) -> Result<(), LabError> {
+        self.until_so_many_more(SOME, bound)
+    }
+
+    /// Waits until each service of the guest has acknowledged `count` more writes.
+    ///
+    /// # Errors
+    /// It does not within `bound`, or a connection broke.
+    pub fn until_so_many_more(&self, count: u64, bound: Duration) -> Result<(), LabError> {
         let before = self.counts();
         let deadline = Instant::now() + bound;
-        while self.counts().iter().zip(&before).any(|(now, before)| *now < before + SOME) {
+        while self.counts().iter().zip(&before).any(|(now, before)| *now < before + count) {
             if let Some(why) = self.shared.iter().find_map(Shared::first_break) {
                 return Err(LabError::Found(format!("a client's connection broke: {why}; acknowledged so far: {:?}", self.counts())));
             }

@@ -10,10 +10,10 @@ use rand::{Rng, SeedableRng};
 use types::Generation;
 
 use super::clients::{self, Load};
+use super::clock::{self, Clocks};
 use super::node::{GuestSpec, NODE_BOUND, Node, PROTECTED_BOUND, Part};
 use super::report::Row;
 use super::steps::Steps;
-use super::stock;
 use super::watch::{Reign, Watch, now_ns};
 use crate::error::LabError;
 use crate::host::{Host, READY_BOUND};
@@ -46,10 +46,11 @@ pub struct Course {
     pauses: Vec<u32>,
     commits: Vec<u32>,
     steps: Steps,
+    clocks: Clocks,
 }
 
 impl Course {
-    /// A standby on h2 and a primary on h1, protected and with a guest that answers when this returns. The logs of a failure are kept under `name`.
+    /// A primary on h1 and a standby on h2, protected and with a guest that answers when this returns. The logs of a failure are kept under `name`.
     ///
     /// # Errors
     /// A node does not come that far.
@@ -61,21 +62,36 @@ impl Course {
         let (shared, reigns) = (lab.shared(), vec![(0, 1)]);
         let random = StdRng::seed_from_u64(seed);
         let (pauses, commits) = (Vec::new(), Vec::new());
-        Ok(Course { watch, primary, standby, lab, guest, shared, reigns, turn: 1, random, pauses, commits, steps })
+        Ok(Course {
+            watch,
+            primary,
+            standby,
+            lab,
+            guest,
+            shared,
+            reigns,
+            turn: 1,
+            random,
+            pauses,
+            commits,
+            steps,
+            clocks: Clocks::default(),
+        })
     }
 
     fn pair(lab: &mut Lab, guest: &GuestSpec, steps: &mut Steps, row: &mut Row) -> Result<(Node, Node), LabError> {
         let shared = lab.shared();
-        let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, guest, &shared)?;
         let begun = Instant::now();
         let mut primary = Node::start(lab.host(1)?, 2, Part::Primary, 1, guest, &shared)?;
-        standby.until_ready()?;
-        steps.done("standby ready");
         primary.until_ready()?;
         steps.done("primary ready");
+        // A guest that is protected while it boots boots four times as long under emulation.
         drop(clients::connect(lab.network(), PROTECTED_BOUND)?);
         row.boot_ms = Some(begun.elapsed().as_secs_f64() * 1e3);
         steps.done("the guest answers");
+        let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, guest, &shared)?;
+        standby.until_ready()?;
+        steps.done("standby ready");
         primary.until_protected()?;
         steps.done("protected");
         Ok((primary, standby))
@@ -110,7 +126,7 @@ impl Course {
 
     /// Lets the guest work for a random while.
     pub fn random_while(&mut self) {
-        let ms = self.random.random_range(200..1500);
+        let ms = self.random.random_range(100..700);
         std::thread::sleep(Duration::from_millis(ms));
     }
 
@@ -166,7 +182,7 @@ impl Course {
     /// Any of it does not come about.
     pub fn kill_round(&mut self, load: &Load<'_>, row: &mut Row, faults_ns: &mut Vec<u64>) -> Result<(), LabError> {
         self.random_while();
-        let before = self.clock_before()?;
+        self.clock_before()?;
         // The clock's last answer has just come out of a committed epoch: the death must not always follow that at the same distance.
         std::thread::sleep(Duration::from_micros(self.random.random_range(0..ANY_PHASE_US)));
         self.step("any while, and the clock read");
@@ -178,7 +194,7 @@ impl Course {
         host.start()?;
         self.step("killed, and switched on again");
         self.taken_over(since, load, row)?;
-        self.clock_after(before, row)?;
+        self.clock_after(faults_ns.len().saturating_sub(1))?;
         self.step("the clock read");
         self.standby_host()?.wait_ready(READY_BOUND)?;
         self.step("the host is back");
@@ -186,17 +202,47 @@ impl Course {
         load.until_more(SERVED_BOUND)
     }
 
-    /// A stock guest's wall clock against this machine's, before a fault: offset, its uncertainty, and when.
-    fn clock_before(&self) -> Result<Option<stock::Clock>, LabError> {
-        if self.guest.stock.is_none() { Ok(None) } else { stock::clock(self.lab.network()).map(Some) }
-    }
-
-    fn clock_after(&self, before: Option<stock::Clock>, row: &mut Row) -> Result<(), LabError> {
-        if let Some(before) = before {
-            let after = stock::clock(self.lab.network())?;
-            stock::judge_clock(before, after, row);
+    /// Reads a stock guest's wall clock, to know its drift.
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn read_clock(&mut self) -> Result<(), LabError> {
+        if self.guest.stock.is_some() {
+            self.clocks.quiet(clock::read(self.lab.network())?);
         }
         Ok(())
+    }
+
+    /// Reads a stock guest's wall clock, shortly before a fault.
+    fn clock_before(&mut self) -> Result<(), LabError> {
+        if self.guest.stock.is_some() {
+            self.clocks.before(clock::read(self.lab.network())?);
+        }
+        Ok(())
+    }
+
+    /// And shortly after the failover that came of fault number `fault`.
+    fn clock_after(&mut self, fault: usize) -> Result<(), LabError> {
+        if self.guest.stock.is_some() {
+            self.clocks.after(clock::read(self.lab.network())?, fault);
+        }
+        Ok(())
+    }
+
+    /// Judges the guest's wall clock over all failovers, once it is known how long clients had to wait at each.
+    ///
+    /// # Errors
+    /// It was not right.
+    pub fn judge_clock(&mut self, row: &mut Row) -> Result<(), LabError> {
+        let judged = self.clocks.judged(&row.blackouts_ms);
+        for (_, line) in &judged {
+            self.step(line);
+        }
+        let wrong: Vec<String> = judged.iter().filter(|(right, _)| !right).map(|(_, line)| line.clone()).collect();
+        if !judged.is_empty() {
+            row.clock_ok = Some(row.clock_ok.unwrap_or(true) && wrong.is_empty());
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(LabError::Found(format!("the guest's wall clock was wrong: {}", wrong.join("; ")))) }
     }
 
     /// Waits until one of the nodes has won the right to go on after `before`; whether it is the standby. The roles are not exchanged.

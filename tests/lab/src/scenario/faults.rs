@@ -15,8 +15,7 @@ use crate::net::Net;
 /// # Errors
 /// What does not come about.
 pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
-    course.kill_round(load, row, faults)?;
-    Ok(())
+    course.kill_round(load, row, faults)
 }
 
 /// The host of the primary hangs; the standby takes over; the host wakes up and its node must stop its guest and release nothing.
@@ -98,21 +97,33 @@ pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>) -> 
     Ok(())
 }
 
-/// The client network alone is cut at the primary's host: nobody takes over, and clients go on where they were.
+/// The client network alone is cut at the primary's host: the pair goes on committing, nobody takes over, and clients go on where they were.
 ///
 /// # Errors
 /// What does not come about.
 pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>) -> Result<(), LabError> {
     /// Long enough for every detection to have had its chance, well below the clients' patience.
     const CUT: Duration = Duration::from_secs(3);
+    /// What is on its way when the wire is cut may still arrive.
+    const ON_ITS_WAY: Duration = Duration::from_millis(100);
+    /// Writes before and after, so that many requests of every kind are cut off or follow the cut.
+    const ENOUGH: u64 = 100;
     let generation = course.primary.until_protected()?;
+    load.until_so_many_more(ENOUGH, SERVED_BOUND)?;
     course.random_while();
     course.fault(faults);
-    let host = course.primary_host()?;
-    host.set_plugged(Net::Clients, false)?;
+    course.primary_host()?.set_plugged(Net::Clients, false)?;
+    std::thread::sleep(ON_ITS_WAY);
+    let (answered, committed) = (load.acknowledged(), course.primary.committed());
     std::thread::sleep(CUT);
-    host.set_plugged(Net::Clients, true)?;
-    load.until_more(SERVED_BOUND)?;
+    if load.acknowledged() != answered {
+        return Err(LabError::Found("clients were answered through a wire that is cut".into()).trouble());
+    }
+    if course.primary.committed() <= committed {
+        return Err(LabError::Found(format!("no epoch was committed while only the client network was cut; the newest is {committed:?}")));
+    }
+    course.primary_host()?.set_plugged(Net::Clients, true)?;
+    load.until_so_many_more(ENOUGH, SERVED_BOUND)?;
     if course.primary.until_protected()? != generation || course.standby.activation().is_some() {
         return Err(LabError::Found("protection was lost although only the client network was cut".into()));
     }

@@ -4,15 +4,14 @@
 //! client network, the report.
 
 pub mod clients;
+pub mod clock;
 pub mod course;
 pub mod events;
 pub mod faults;
 pub mod guest;
 pub mod ledger;
-pub mod machine;
 pub mod node;
 pub mod on_disk;
-pub mod pair;
 pub mod report;
 pub mod steps;
 pub mod stock;
@@ -130,7 +129,7 @@ pub const ALL: &[Scenario] = &[
     scenario("host-hang", faults::hang, Rounds::exactly(3, 20, 35)),
     scenario("replication-cut", faults::replication_cut, Rounds::exactly(1, 10, 35)),
     scenario("replication-carrier", faults::carrier_loss, Rounds::exactly(1, 10, 25)),
-    scenario("client-network-cut", faults::client_cut, Rounds::exactly(1, 10, 20)),
+    scenario("client-network-cut", faults::client_cut, Rounds::exactly(2, 20, 30)),
     scenario("slow-link-death", faults::slow_link, Rounds::exactly(1, 10, 35)),
     Scenario {
         guest: redis,
@@ -139,30 +138,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { guest: databases, host_mib: 1024, by_name: true, ..scenario("debian-host-death", faults::death, DEBIAN) },
     Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
-    Scenario { guest: machine::devices::guest, rounds: Rounds::exactly(1, 5, 60), ..machine("machine-devices", machine::devices::play) },
-    Scenario { guest: machine::power::guest, rounds: Rounds::exactly(1, 5, 60), ..machine("machine-reboots", machine::power::reboots) },
-    Scenario { guest: GuestSpec::built_in, rounds: Rounds::exactly(1, 2, 30), ..machine("machine-unlike-cpus", machine::cpus::unlike) },
-    machine("machine-resets", machine::power::resets),
-    machine("machine-kernels", machine::kernels::all),
-    machine("machine-16-vcpus", machine::kernels::sixteen),
-    machine("machine-without-drivers", machine::kernels::without_drivers),
-    Scenario { guest: machine::memory::large, ..machine("machine-6-gib", machine::memory::beyond_four_gib) },
-    Scenario { guest: machine::disks::guest, ..machine("machine-disk-hang", machine::disks::hang) },
 ];
-
-/// A scenario with guests of its own, in the soak or by its whole name only.
-const fn machine(name: &'static str, own: Own) -> Scenario {
-    Scenario {
-        name,
-        guest: GuestSpec::stock,
-        play: Play::Own(own),
-        rounds: Rounds::exactly(1, 3, 90),
-        round_bound: Duration::from_secs(600),
-        hosts: 2,
-        host_mib: 1024,
-        by_name: true,
-    }
-}
 
 /// Runs `scenario`, writing what comes of it into `row`.
 ///
@@ -204,6 +180,7 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
     let mut faults = Vec::new();
     let told = clients::under_load(&network, &services, seed, row, &mut faults, |load, row, faults| {
         load.until_more(NODE_BOUND)?;
+        course.read_clock()?;
         while turns.another()? {
             round(course, (load, row, faults))?;
             course.step(&format!("round {} done", turns.done() + 1));
@@ -211,6 +188,7 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
         Ok(())
     })?;
     course.step("read back and judged");
+    course.judge_clock(row)?;
     if built_in { prove_memory(&mut control, row) } else { stock::conclude(course, &told, row) }
 }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lockstep::demo::world::REPLICATION_PORT;
-use types::Generation;
 use types::event::{NodeEvent, NodeEventKind, Protection, Role};
+use types::{Epoch, Generation};
 
 use super::events::Events;
 pub use super::guest::{Console, Disk, GUEST_MAC, GuestSpec, Image, Stock};
@@ -21,6 +21,8 @@ pub const PROTECTED_BOUND: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(5);
 /// Bytes of a log shown in an error.
 const SHOWN: usize = 1500;
+/// Silence after which a peer is held to be gone. Hosts under emulation on two busy cores may stand still for some hundred milliseconds.
+const DETECTION: &str = "1s";
 
 /// A node that was started. Its process may have ended since, with its host or by itself.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Node {
         options.extend([
             ("arbiter", "file:/arbiter/lab".to_owned()),
             ("standby", replication(peer)),
-            ("detection-bound", guest.detection.to_owned()),
+            ("detection-bound", DETECTION.to_owned()),
             ("events", format!("/shared/{name}.events")),
             ("log", "info".to_owned()),
         ]);
@@ -152,7 +154,10 @@ impl Node {
     pub fn until_protected(&mut self) -> Result<Generation, LabError> {
         let deadline = Instant::now() + PROTECTED_BOUND;
         loop {
-            let newest = self.newest_state();
+            let newest = self.events().iter().rev().find_map(|e| match e.what {
+                NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
+                _ => None,
+            });
             if let Some((Role::Primary, Protection::Protected, generation)) = newest {
                 return Ok(generation);
             }
@@ -162,18 +167,6 @@ impl Node {
             }
             std::thread::sleep(TICK);
         }
-    }
-
-    fn newest_state(&mut self) -> Option<(Role, Protection, Generation)> {
-        self.events().iter().rev().find_map(|e| match e.what {
-            NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
-            _ => None,
-        })
-    }
-
-    /// How safe its guest is by its newest word.
-    pub fn find_last_protection(&mut self) -> Option<Protection> {
-        self.newest_state().map(|(_, protection, _)| protection)
     }
 
     /// The generation it activated in, if it has.
@@ -216,6 +209,11 @@ impl Node {
     /// As [`Self::until`].
     pub fn until_fenced(&mut self) -> Result<(), LabError> {
         self.until("fenced", 0, NODE_BOUND, |e| matches!(e.what, NodeEventKind::Fenced { .. }).then_some(()))
+    }
+
+    /// The newest epoch that it has told to be committed; it tells many times a second.
+    pub fn committed(&mut self) -> Option<Epoch> {
+        self.events().iter().rev().find_map(|e| if let NodeEventKind::Samples { committed, .. } = e.what { Some(committed) } else { None })
     }
 
     /// Pauses of all its epochs, and the times from the guest's going on to the commit; microseconds.

@@ -126,18 +126,8 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    /// Runs one scenario, a second time where the lab was in trouble.
     fn play(&self, prepared: &Prepared, scenario: &Scenario, share: Option<Duration>, tell: &dyn Fn(&str)) -> (Row, Verdict) {
-        let (row, came) = self.attempt(prepared, scenario, share);
-        let Err(trouble) = came else { return (row, Verdict::Passed) };
-        if !trouble.is_trouble() {
-            return (row, verdict(&trouble));
-        }
-        let trouble = chain(&trouble);
-        tell(&format!("{}: trying once more after {trouble}", scenario.name));
-        let (second, came) = self.attempt(prepared, scenario, share);
-        let seconds = row.seconds + second.seconds;
-        (Row { retried: Some(trouble), seconds, ..second }, came.map_or_else(|error| verdict(&error), |()| Verdict::Passed))
+        at_most_twice(tell, || self.attempt(prepared, scenario, share))
     }
 
     /// Runs one scenario; a panic in it is its failure.
@@ -154,6 +144,20 @@ impl Suite<'_> {
         row.failed = came.as_ref().err().map(|error| chain(error));
         (row, came)
     }
+}
+
+/// Runs a scenario, a second time where the lab was in trouble; the row says so.
+fn at_most_twice(tell: &dyn Fn(&str), mut attempt: impl FnMut() -> (Row, Result<(), LabError>)) -> (Row, Verdict) {
+    let (row, came) = attempt();
+    let Err(trouble) = came else { return (row, Verdict::Passed) };
+    if !trouble.is_trouble() {
+        return (row, verdict(&trouble));
+    }
+    let trouble = chain(&trouble);
+    tell(&format!("{}: trying once more after {trouble}", row.scenario));
+    let (second, came) = attempt();
+    let seconds = row.seconds + second.seconds;
+    (Row { retried: Some(trouble), seconds, ..second }, came.map_or_else(|error| verdict(&error), |()| Verdict::Passed))
 }
 
 fn verdict(error: &LabError) -> Verdict {
@@ -195,5 +199,36 @@ mod tests {
         assert_eq!(named("").len(), ALL.iter().filter(|s| !s.by_name).count());
         assert_eq!(named("debian-host-death"), ["debian-host-death"]);
         assert_eq!(named("hang,carrier"), ["host-hang", "replication-carrier"]);
+    }
+
+    fn tried(mut outcomes: Vec<Result<(), LabError>>) -> (Row, Verdict, usize) {
+        let mut attempts = 0;
+        let (row, verdict) = at_most_twice(&|_| {}, || {
+            attempts += 1;
+            (Row::default(), outcomes.remove(0))
+        });
+        (row, verdict, attempts)
+    }
+
+    #[test]
+    fn trouble_of_the_lab_is_tried_once_more_and_shown() {
+        let trouble = || Err(LabError::Found("no host".into()).trouble());
+        let (row, verdict, attempts) = tried(vec![trouble(), Ok(())]);
+        assert_eq!((verdict, attempts), (Verdict::Passed, 2));
+        assert!(row.retried.is_some_and(|why| why.contains("no host")));
+
+        let (row, verdict, attempts) = tried(vec![trouble(), trouble(), Ok(())]);
+        assert_eq!((verdict, attempts), (Verdict::NotProved, 2));
+        assert!(row.retried.is_some());
+    }
+
+    #[test]
+    fn what_a_scenario_finds_is_never_tried_away() {
+        let found = || Err(LabError::Found("a lost write".into()));
+        assert!(matches!(tried(vec![found(), Ok(())]), (Row { retried: None, .. }, Verdict::Found, 1)));
+        let trouble = Err(LabError::Found("no host".into()).trouble());
+        assert!(matches!(tried(vec![trouble, found()]), (Row { retried: Some(_), .. }, Verdict::Found, 2)));
+        let slow = Err(LabError::TooSlow { done: 1, least: 2, share: Duration::ZERO, used: Duration::ZERO });
+        assert!(matches!(tried(vec![slow, Ok(())]), (_, Verdict::NotProved, 1)));
     }
 }
