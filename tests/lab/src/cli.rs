@@ -14,6 +14,7 @@ use lockstep_lab::error::chain;
 use lockstep_lab::fault::Way;
 use lockstep_lab::prepare::kernel::Series;
 use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
+use lockstep_lab::scenario::reservations;
 use lockstep_lab::scenario::suite::{self, SuiteOptions, Verdict};
 use lockstep_lab::{HostOptions, Lab, LabError, LabOptions, Net, Paths, lab, net, prepare, storage};
 
@@ -205,6 +206,8 @@ enum Cmd {
         /// Which network
         net: NetName,
     },
+    #[command(hide = true)]
+    ShutOut { device: PathBuf },
     /// End the lab
     Down,
     /// Run the scenarios (LAB_FILTER=name,name picks some), write target/lab/report.json
@@ -317,6 +320,7 @@ fn run(verb: Cmd) -> Result<ExitCode, LabError> {
             ask(host, Verb::Shape { net, delay_ms: delay, jitter_ms: jitter, loss_percent: loss })
         }
         Cmd::Heal { host, net } => ask(host, Verb::Heal { net }),
+        Cmd::ShutOut { device } => Ok(reservations::shut_out(&device)),
         Cmd::Down => down(&paths),
         Cmd::Test { filter, soak, seed, budget, rounds, keep_logs } => {
             clean_up_when_interrupted()?;

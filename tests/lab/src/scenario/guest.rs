@@ -42,6 +42,8 @@ pub struct GuestSpec {
     pub parameters: String,
     /// Further options of both nodes, without the dashes: `("transport", "tcp")`.
     pub options: Vec<(&'static str, String)>,
+    /// Environment of every node: `("LOCKSTEP_FAULT", "before-issue:30:stop")`.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 /// A stock Linux guest.
@@ -132,6 +134,7 @@ impl GuestSpec {
             verify: None,
             parameters: String::new(),
             options: Vec::new(),
+            environment: Vec::new(),
         }
     }
 

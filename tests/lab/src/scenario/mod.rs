@@ -13,6 +13,8 @@ pub mod ledger;
 pub mod node;
 pub mod on_disk;
 pub mod report;
+pub mod reservations;
+pub mod shared;
 pub mod steps;
 pub mod stock;
 pub mod suite;
@@ -26,9 +28,10 @@ use lockstep::demo::resp::Reply;
 
 use crate::error::LabError;
 use crate::host::HostOptions;
-use crate::lab::{Lab, LabOptions};
+use crate::lab::Lab;
 use crate::paths::Paths;
 use crate::prepare::Prepared;
+use crate::storage;
 use clients::{Load, Service};
 use course::Course;
 use node::{GuestSpec, NODE_BOUND};
@@ -84,6 +87,8 @@ pub struct Scenario {
     pub hosts: u8,
     /// Memory of each host.
     pub host_mib: u32,
+    /// One more host, whose disks the others have.
+    pub storage: bool,
     /// Run only when the filter gives its whole name, or in the soak: too long for the suite.
     pub by_name: bool,
 }
@@ -115,12 +120,19 @@ const fn scenario(name: &'static str, round: Round, rounds: Rounds) -> Scenario 
         round_bound: Duration::from_secs(150),
         hosts: 2,
         host_mib: 768,
+        storage: false,
         by_name: false,
     }
 }
 
 /// Rounds of those with a stock guest and databases.
 const DEBIAN: Rounds = Rounds { least: 5, most: 20, soak: 100, share: 260 };
+
+/// With the guest's root disk on a host of its own. By name: not long enough in use to hold up the suite.
+const fn shared(name: &'static str, guest: fn() -> GuestSpec, round: Round) -> Scenario {
+    let rounds = Rounds { least: 2, most: 20, soak: 40, share: 120 };
+    Scenario { guest, host_mib: 1024, storage: true, by_name: true, ..scenario(name, round, rounds) }
+}
 
 /// All scenarios, in the order in which they are run. Shares are seconds on a quiet machine of two cores; `make test` gives 900 in all.
 pub const ALL: &[Scenario] = &[
@@ -138,6 +150,16 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { guest: databases, host_mib: 1024, by_name: true, ..scenario("debian-host-death", faults::death, DEBIAN) },
     Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
+    Scenario {
+        play: Play::Own(reservations::prove),
+        round_bound: Duration::from_secs(300),
+        by_name: true,
+        ..scenario("shared-reservations", faults::death, Rounds::exactly(1, 3, 60))
+    },
+    shared("shared-host-death", shared::databases, faults::death),
+    shared("shared-host-hang", shared::databases, faults::hang),
+    shared("shared-sleeper", shared::sleeper, shared::wake),
+    shared("storage-cut", shared::databases, shared::cut),
 ];
 
 /// Runs `scenario`, writing what comes of it into `row`.
@@ -150,8 +172,12 @@ pub fn play(scenario: &Scenario, stage: &Stage<'_>, turns: &mut Turns, row: &mut
         Play::Rounds(round) => round,
     };
     let host = HostOptions { memory_mib: scenario.host_mib, ..HostOptions::default() };
-    let options = LabOptions { name: format!("test-{}", scenario.name), hosts: scenario.hosts, host };
-    let lab = Lab::start(stage.paths, stage.prepared.clone(), &options).map_err(LabError::trouble)?;
+    let hosts = match scenario.storage {
+        true => storage::with_target(scenario.hosts, host),
+        false => vec![host; usize::from(scenario.hosts)],
+    };
+    let lab =
+        Lab::start_unlike(stage.paths, stage.prepared.clone(), &format!("test-{}", scenario.name), &hosts).map_err(LabError::trouble)?;
     lab.share(&stage.paths.lockstep()?, "lockstep")?;
     let mut course = Course::begin(lab, (scenario.guest)(), stage.seed, scenario.name, row)?;
     let played = under_load(round, &mut course, turns, stage.seed, row);

@@ -71,7 +71,8 @@ impl Node {
         if part != Part::Primary {
             options.push(("listen", replication(host.number())));
         }
-        let mut line = format!("/shared/lockstep {verb}");
+        let environment: String = guest.environment.iter().map(|(key, value)| format!("{key}={} ", quoted(value))).collect();
+        let mut line = format!("env {environment}/shared/lockstep {verb}");
         for (key, value) in options {
             line.push_str(&format!(" --{key} {}", quoted(&value)));
         }

@@ -42,6 +42,8 @@ pub struct Row {
     pub writes_acknowledged: u64,
     /// Of these, those that are not there in the end; and reads that showed as much.
     pub writes_lost: u64,
+    /// Writes of old owners that the shared disk refused.
+    pub writes_refused: u64,
     /// Connections of clients that broke.
     pub connections_broken: u64,
     /// e2fsck found nothing, where there is a disk.
