@@ -30,6 +30,8 @@ A first lab:
   lockstep-lab guest -- dmesg           a command in the stock guest
   lockstep-lab client -- redis-cli -h 10.77.0.10 ping     a command of this machine in the client network (10.77.0.1)
   lockstep-lab kill h1 ; lockstep-lab start h1
+  lockstep-lab up --storage             a third host (h3) whose disk h1 and h2 have by iSCSI as /dev/lun0, with persistent reservations:
+                                        --disk path=/dev/lun0,mode=shared
   lockstep-lab down
 
 In a host: / is this machine's / (read-only, under an overlay in memory), /shared is one folder for all, /shared/guest has the stock guest's vmlinux,

@@ -3,6 +3,7 @@
 //! Lives here: the list, and how one is run. Beside it: the stage ([`course`]), the courses ([`faults`]), nodes, clients, the watch on the
 //! client network, the report.
 
+pub mod arbiter_lock;
 pub mod clients;
 pub mod clock;
 pub mod course;
@@ -150,6 +151,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { guest: databases, host_mib: 1024, by_name: true, ..scenario("debian-host-death", faults::death, DEBIAN) },
     Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
+    Scenario { play: Play::Own(arbiter_lock::prove), by_name: true, ..scenario("arbiter-lock", faults::death, Rounds::exactly(1, 5, 20)) },
     Scenario {
         play: Play::Own(reservations::prove),
         round_bound: Duration::from_secs(300),
