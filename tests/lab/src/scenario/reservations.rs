@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use failover::fence::{Fence, FenceError, Grant, Owner, Reservation};
 use types::{Generation, NodeId, VmId};
@@ -20,12 +20,12 @@ use crate::lab::Lab;
 use crate::storage::{self, LUN};
 
 /// How long the slow disk takes for each write; a write is under way from the time at which it was seen to be until then.
-const SLOW: Duration = Duration::from_secs(4);
+const SLOW: Duration = Duration::from_secs(8);
 /// The target's word on the slow disk, and a name for it in every host: LUN 2.
 const SLOW_LUN: &str = "/dev/lun2";
 /// Makes it, on the storage host: a device that delays writes, over a file.
 const MAKE_SLOW: &str = "set -e; modprobe -a loop dm_delay; truncate -s 64M /data/slow; L=$(losetup -f --show /data/slow)
-dmsetup create --noudevsync slow --table \"0 131072 delay $L 0 0 $L 0 4000\"; dmsetup mknodes
+dmsetup create --noudevsync slow --table \"0 131072 delay $L 0 0 $L 0 8000\"; dmsetup mknodes
 T=/sys/kernel/config/target; G=$T/iscsi/iqn.2026-01.test.lockstep:storage/tpgt_1; C=$T/core/iblock_0/slow
 mkdir $C; printf udev_path=/dev/mapper/slow >$C/control; printf 10c5e90000000002 >$C/wwn/vpd_unit_serial; echo 1 >$C/enable
 mkdir $G/lun/lun_2; ln -s $C $G/lun/lun_2/disk
@@ -147,12 +147,11 @@ fn under_way(lab: &mut Lab) -> Result<(), LabError> {
     }
     fence(lab.host(1)?, SLOW_LUN)?;
     let before = reads(lab.host(2)?, SLOW_LUN, 7)?;
-    let writes_then = "cat /sys/block/dm-0/inflight | tr -s ' ' | cut -d' ' -f3";
+    // Counted when a command arrives, long before the device has done it.
+    let commands = "cat /sys/kernel/config/target/core/iblock_0/slow/statistics/scsi_lu/num_cmds";
+    let before_it = lab.storage()?.must(commands)?;
     lab.host(1)?.spawn(&format!("sh -c {}", crate::host::quoted(&write(SLOW_LUN, 7, 'z'))), "/run/under-way.log")?;
-    let begun = Instant::now();
-    while lab.storage()?.must(writes_then)?.trim() == "0" {
-        expect(begun.elapsed() < SLOW, || "the write was not seen at the target".into())?;
-    }
+    lab.storage()?.must(&format!("while [ $({commands}) = {} ]; do sleep 0.05; done", before_it.trim()))?;
     fence(lab.host(2)?, SLOW_LUN)?;
     let after = reads(lab.host(2)?, SLOW_LUN, 7)?;
     // Long enough for everything that the device had been given before.
