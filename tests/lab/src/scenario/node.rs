@@ -71,8 +71,11 @@ impl Node {
         if part != Part::Primary {
             options.push(("listen", replication(host.number())));
         }
-        let environment: String = guest.environment.iter().map(|(key, value)| format!("{key}={} ", quoted(value))).collect();
-        let mut line = format!("env {environment}/shared/lockstep {verb}");
+        let mut line = format!("/shared/lockstep {verb}");
+        if !guest.environment.is_empty() {
+            let set: String = guest.environment.iter().map(|(key, value)| format!("{key}={} ", quoted(value))).collect();
+            line = format!("env {set}{line}");
+        }
         for (key, value) in options {
             line.push_str(&format!(" --{key} {}", quoted(&value)));
         }
