@@ -21,7 +21,7 @@ use crate::net::Network;
 
 /// Clients at a time, of each service.
 const CLIENTS: usize = 2;
-/// Writes of each service that are awaited to see that the guest serves.
+/// Key-value writes that are awaited to see that the guest serves.
 const SOME: u64 = 10;
 /// Longest wait for all that is in the ledger: some ten thousand entries and an integrity check, under emulation.
 const DUMP_BOUND: Duration = Duration::from_secs(60);
@@ -63,6 +63,14 @@ impl Service {
         }
     }
 
+    /// How many of its writes stand for `count` of a key-value server's: a transaction is a dozen requests to the disk.
+    fn worth(self, count: u64) -> u64 {
+        match self {
+            Service::KeyValue => count,
+            Service::Ledger(_) => count.div_ceil(4),
+        }
+    }
+
     /// Where it is.
     #[must_use]
     pub fn address(self) -> SocketAddr {
@@ -77,6 +85,7 @@ impl Service {
 /// Clients at work.
 #[derive(Debug)]
 pub struct Load<'a> {
+    services: &'a [Service],
     /// One for each service.
     shared: &'a [Shared],
 }
@@ -100,14 +109,15 @@ impl Load<'_> {
         self.until_so_many_more(SOME, bound)
     }
 
-    /// Waits until each service of the guest has acknowledged `count` more writes.
+    /// Waits until each service of the guest has acknowledged `count` more writes, or transactions that are worth as much.
     ///
     /// # Errors
     /// It does not within `bound`, or a connection broke.
     pub fn until_so_many_more(&self, count: u64, bound: Duration) -> Result<(), LabError> {
         let before = self.counts();
+        let goals: Vec<u64> = self.services.iter().zip(&before).map(|(service, so_far)| so_far + service.worth(count)).collect();
         let deadline = Instant::now() + bound;
-        while self.counts().iter().zip(&before).any(|(now, before)| *now < before + count) {
+        while self.counts().iter().zip(&goals).any(|(now, goal)| now < goal) {
             if let Some(why) = self.shared.iter().find_map(Shared::first_break) {
                 return Err(LabError::Found(format!("a client's connection broke: {why}; acknowledged so far: {:?}", self.counts())));
             }
@@ -244,7 +254,7 @@ pub fn under_load(
     let shared: Vec<Shared> = services.iter().map(|_| Shared::default()).collect();
     let mut came = Ok(Ok(()));
     let outcomes = work(network, services, seed, &shared, || {
-        came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| course(&Load { shared: &shared }, row, faults_ns)));
+        came = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| course(&Load { services, shared: &shared }, row, faults_ns)));
         match &came {
             Ok(Ok(())) => shared.iter().for_each(|shared| shared.stop.store(true, Ordering::Relaxed)),
             // The guest may be gone: nothing is awaited from it.
