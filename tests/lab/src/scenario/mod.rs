@@ -13,6 +13,7 @@ pub mod guest;
 pub mod ledger;
 pub mod node;
 pub mod on_disk;
+pub mod peers;
 pub mod report;
 pub mod reservations;
 pub mod shared;
@@ -162,6 +163,13 @@ pub const ALL: &[Scenario] = &[
     shared("shared-host-hang", shared::databases, faults::hang),
     shared("shared-sleeper", shared::sleeper, shared::wake),
     shared("storage-cut", shared::databases, shared::cut),
+    Scenario {
+        guest: peers::guest,
+        play: Play::Own(peers::beside),
+        round_bound: Duration::from_secs(300),
+        by_name: true,
+        ..scenario("qemu-beside", faults::death, Rounds::exactly(2, 5, 150))
+    },
 ];
 
 /// Runs `scenario`, writing what comes of it into `row`.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::peers::Beside;
 use crate::error::LabError;
 
 /// What came of the clients of one of the guest's services.
@@ -78,6 +79,9 @@ pub struct Row {
     pub disk_requests_at_failovers: Vec<u32>,
     /// Memory compared at both ends at every epoch.
     pub verify_memory: bool,
+    /// Lockstep and QEMU beside each other, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Beside>,
     /// What it took.
     pub seconds: f64,
 }
@@ -115,6 +119,9 @@ impl Row {
                     "\n  {service}: {acknowledged} acknowledged, {lost} lost, {under_way_at_faults} under way at faults, longest answer {longest_answer_ms:.0} ms"
                 ));
             }
+        }
+        if let Some(beside) = &self.beside {
+            line.push_str(&format!("\n  {}", beside.table().replace('\n', "\n  ")));
         }
         if let Some(why) = &self.retried {
             line.push_str(&format!("\n  at the second attempt; the first ended by {}", why.replace('\n', "\n  ")));
