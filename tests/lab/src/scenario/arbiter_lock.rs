@@ -1,5 +1,7 @@
 //! Proves that the lock of an arbiter file in `/arbiter` excludes between hosts, and goes with the host that holds it: everything that the scenarios
 //! say about who may run rests on it (S3).
+//!
+//! Always `flock -n`, again and again where need be, as the arbiter's file does it: virtiofsd refuses to wait for a lock.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ const EACH: u32 = 60;
 /// Holds the lock until it is killed, and says when it has it.
 fn hold(host: &Host) -> Result<u32, LabError> {
     host.must("rm -f /run/held")?;
-    let pid = host.spawn(&format!("flock {LOCK} sh -c 'echo >/run/held; exec sleep 600'"), "/run/hold.log")?;
+    let pid = host.spawn(&format!("flock -n {LOCK} sh -c 'echo >/run/held; exec sleep 600'"), "/run/hold.log")?;
     host.must("until [ -e /run/held ]; do sleep 0.02; done")?;
     Ok(pid)
 }
@@ -73,7 +75,7 @@ fn freed(host: &Host, whose: &str) -> Result<(), LabError> {
 /// Both hosts count in one file at the same time, each number read and written under the lock: none may be lost.
 fn counted(lab: &mut Lab) -> Result<(), LabError> {
     let script = format!(
-        "n=0; while [ $n -lt {EACH} ]; do flock {LOCK} sh -c 'read c <{COUNT}; echo $((c+1)) >{COUNT}.new; mv {COUNT}.new {COUNT}'; n=$((n+1)); done"
+        "n=0; while [ $n -lt {EACH} ]; do until flock -n {LOCK} sh -c 'read c <{COUNT}; echo $((c+1)) >{COUNT}.new; mv {COUNT}.new {COUNT}'; do :; done; n=$((n+1)); done"
     );
     lab.host(1)?.must(&format!("echo 0 >{COUNT}"))?;
     std::thread::scope(|scope| {
