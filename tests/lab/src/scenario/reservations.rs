@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use failover::fence::{Fence, FenceError, Grant, Owner, Reservation};
 use types::{Generation, NodeId, VmId};
@@ -65,6 +65,19 @@ pub fn shut_out(device: &Path) -> ExitCode {
 
 fn fence(host: &Host, device: &str) -> Result<(), LabError> {
     host.must(&format!("/shared/lockstep-lab shut-out {device}")).map(drop)
+}
+
+/// As a node does it: again after an error. The target answers nothing on a connection, not even pings, while it waits there for what it aborts; so
+/// a slow device costs the new owner its session (status 0x10000), which is set up again.
+fn fence_until_done(host: &Host, device: &str) -> Result<(), LabError> {
+    let deadline = Instant::now() + READY_BOUND;
+    loop {
+        match fence(host, device) {
+            Err(error @ LabError::Remote { .. }) if Instant::now() >= deadline => return Err(error),
+            Err(LabError::Remote { .. }) => std::thread::sleep(Duration::from_millis(200)),
+            other => return other,
+        }
+    }
 }
 
 fn write(device: &str, block: u32, byte: char) -> String {
@@ -152,7 +165,7 @@ fn under_way(lab: &mut Lab) -> Result<(), LabError> {
     let before_it = lab.storage()?.must(commands)?;
     lab.host(1)?.spawn(&format!("sh -c {}", crate::host::quoted(&write(SLOW_LUN, 7, 'z'))), "/run/under-way.log")?;
     lab.storage()?.must(&format!("while [ $({commands}) = {} ]; do sleep 0.05; done", before_it.trim()))?;
-    fence(lab.host(2)?, SLOW_LUN)?;
+    fence_until_done(lab.host(2)?, SLOW_LUN)?;
     let after = reads(lab.host(2)?, SLOW_LUN, 7)?;
     // Long enough for everything that the device had been given before.
     std::thread::sleep(SLOW + Duration::from_secs(1));
