@@ -121,8 +121,9 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     let report = Arc::clone(&outlets.report);
     let images = images(config)?;
     let arbiters = arbiters(config);
-    let mut fence = fence::of(config, &arbiters)?;
-    let disks = open_disks(config)?;
+    let fence = fence::of(config)?;
+    let disks = open_disks(config, fence.is_some())?;
+    let mut fence = fence::runner(fence, config, &disks, &arbiters);
     let (mut machine, output) = machine(config, outlets, &disks)?;
     if matches!(config.peering, Peering::Standby { .. }) {
         return Err(NodeError::WrongPart("primary"));
@@ -131,6 +132,8 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     let mut node = node(config);
     // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
     disks.check_start()?;
+    // A guest that runs here already keeps its disks.
+    disks.claim(Duration::ZERO)?;
     let asking = primary::Asking { node: &mut node, arbiter: &arbiter, fence: fence.as_mut(), report: &report };
     match primary::start(asking, abandon_standby, shutdown) {
         Start::Granted => {}
@@ -171,8 +174,9 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     // Now: after a failover the guest may ask for a reset, and would then not find what it boots from.
     let images = images(config)?;
     let arbiters = arbiters(config);
-    let fence = fence::of(config, &arbiters)?;
-    let disks = open_disks(config)?;
+    let fence = fence::of(config)?;
+    let disks = open_disks(config, fence.is_some())?;
+    let fence = fence::runner(fence, config, &disks, &arbiters);
     let (machine, output) = machine(config, outlets, &disks)?;
     let setup = replica::Setup {
         node: node(config),
@@ -278,9 +282,10 @@ fn images(config: &NodeConfig) -> Result<Arc<BootImages>, NodeError> {
     Ok(Arc::new(BootImages::open(&boot)?))
 }
 
-/// The disks, opened and locked.
-fn open_disks(config: &NodeConfig) -> Result<Arc<Disks>, NodeError> {
-    let options: Vec<DiskOptions> = config.machine.disks.iter().map(disk_options).collect();
+/// The disks, opened, and each host's own copies locked. `fenced`: older owners of shared ones will be shut out before this process writes to them.
+fn open_disks(config: &NodeConfig, fenced: bool) -> Result<Arc<Disks>, NodeError> {
+    let fenced = fenced.then(disk_buffer::Fenced::attest);
+    let options: Vec<DiskOptions> = config.machine.disks.iter().map(|disk| DiskOptions { fenced, ..disk_options(disk) }).collect();
     Ok(Arc::new(Disks::open(&options)?))
 }
 

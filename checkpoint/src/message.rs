@@ -18,7 +18,7 @@ use crate::shape::GuestShape;
 use crate::verify::VerifyMemory;
 
 /// The version of the control protocol, and the only one accepted.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 /// Largest message, bytes: the longest is a `Hello` with its names, some network ports and the disks' change logs in short form.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
@@ -76,6 +76,15 @@ pub enum Message {
         generation: Generation,
         /// The frames, in order.
         frames: Vec<InputFrame>,
+    },
+    /// Primary to standby: every write to a shared disk, up to this epoch's end, is on the disk. The standby need not keep them any more.
+    Issued {
+        /// The generation of the link.
+        generation: Generation,
+        /// Which disk.
+        disk: DiskIndex,
+        /// The newest epoch whose writes are all on it.
+        epoch: Epoch,
     },
 }
 

@@ -5,6 +5,7 @@ use types::PAGE_SIZE;
 use crate::error::DiskError;
 use crate::image::is_zero;
 use crate::mirror::copy::MirrorCopy;
+use crate::shared::primary::SharedCopy;
 
 /// A copy under way. Dropping it does not end it: [`crate::Disk::unlink`] does.
 #[derive(Debug)]
@@ -13,6 +14,7 @@ pub struct DiskCopy(pub(crate) Kind);
 #[derive(Debug)]
 pub(crate) enum Kind {
     Mirror(MirrorCopy),
+    Shared(SharedCopy),
 }
 
 impl DiskCopy {
@@ -23,6 +25,7 @@ impl DiskCopy {
     pub fn next_piece(&mut self) -> Result<Option<CopyPiece>, DiskError> {
         match &mut self.0 {
             Kind::Mirror(copy) => copy.next_piece(),
+            Kind::Shared(copy) => copy.settle().map(|()| None),
         }
     }
 
@@ -33,6 +36,7 @@ impl DiskCopy {
     pub fn next_pass(&mut self) -> Result<u64, DiskError> {
         match &mut self.0 {
             Kind::Mirror(copy) => copy.next_pass(),
+            Kind::Shared(copy) => copy.is_current().map(|()| 0),
         }
     }
 
@@ -43,6 +47,7 @@ impl DiskCopy {
     pub fn record(&mut self) -> Result<u64, DiskError> {
         match &mut self.0 {
             Kind::Mirror(copy) => copy.record(),
+            Kind::Shared(copy) => copy.record().map(|()| 0),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One virtual disk of this host, whatever its mode: the face that `primary`, `replica` and the machine's device use.
 //!
-//! Lives here: opening it, and which of the two does what is asked ([`crate::mirror`]). Not here: any of the doing.
+//! Lives here: opening it, and which of the two does what is asked ([`crate::mirror`], [`crate::shared`]). Not here: any of the doing.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -21,6 +21,7 @@ use crate::mirror::Mirror;
 use crate::options::{DiskOptions, Mode};
 use crate::plan::Plan;
 use crate::record::Limits;
+use crate::shared::disk::SharedDisk;
 
 /// A standby makes its copy durable, and a primary clears regions, this often: a second's writes are quickly copied again, and more often would cost flushes for nothing.
 pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
@@ -52,13 +53,23 @@ pub struct Tuning {
     pub hang: Duration,
     /// Instead of [`FULL_BOUND`].
     pub full: Duration,
+    /// A shared disk's unit of direct requests, where it is to be larger than the medium's.
+    pub unit: u64,
     /// Faults that the engine meets.
     pub faults: Option<Arc<dyn Faults>>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
-        Tuning { limits: Limits::default(), settle: SETTLE_PERIOD, hot_ticks: HOT_TICKS, hang: HANG_BOUND, full: FULL_BOUND, faults: None }
+        Tuning {
+            limits: Limits::default(),
+            settle: SETTLE_PERIOD,
+            hot_ticks: HOT_TICKS,
+            hang: HANG_BOUND,
+            full: FULL_BOUND,
+            unit: types::block::SECTOR,
+            faults: None,
+        }
     }
 }
 
@@ -79,6 +90,7 @@ pub struct Disk {
 /// Who does what is asked.
 pub(crate) enum Modal {
     Mirror(Mirror),
+    Shared(SharedDisk),
 }
 
 impl std::fmt::Debug for Disk {
@@ -102,16 +114,23 @@ impl Disk {
     /// As [`Disk::open`].
     pub fn open_with(index: DiskIndex, options: &DiskOptions, tuning: Tuning) -> Result<Disk, DiskError> {
         let tuning = Tuning { limits: tuning.limits.validate()?, ..tuning };
-        if options.mode == Mode::Shared {
-            return Err(DiskError::SharedUnfenced(options.path.clone()));
-        }
-        let mirror = Mirror::open(Opening { index, options, serial: serial(index, options.serial.as_deref())?, tuning })?;
-        Ok(Disk { front: Arc::clone(&mirror.inner.front), mode: Modal::Mirror(mirror) })
+        let opening = Opening { index, options, serial: serial(index, options.serial.as_deref())?, tuning };
+        Ok(match options.mode {
+            Mode::Mirror => {
+                let mirror = Mirror::open(opening)?;
+                Disk { front: Arc::clone(&mirror.inner.front), mode: Modal::Mirror(mirror) }
+            }
+            Mode::Shared => {
+                let shared = SharedDisk::open(opening)?;
+                Disk { front: Arc::clone(shared.front()), mode: Modal::Shared(shared) }
+            }
+        })
     }
 
     fn phase(&self) -> &'static str {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.phase(),
+            Modal::Shared(shared) => shared.phase(),
         }
     }
 
@@ -156,6 +175,7 @@ impl Disk {
     pub fn identity(&self) -> Result<Identity, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.identity(),
+            Modal::Shared(shared) => Ok(shared.identity()),
         }
     }
 
@@ -166,12 +186,25 @@ impl Disk {
     pub fn submit(&self, request: BlockRequest) -> Result<(), Full> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.submit(request),
+            Modal::Shared(shared) => shared.submit(request),
         }
     }
 }
 
 /// What a primary does.
 impl Disk {
+    /// Makes this process the only one of its host that can write to the disk: before older owners are shut out at the storage, which cannot tell two processes of a host apart. A mirror's copy is locked since it was opened. Waits
+    /// for so long at most for a process that is ending. Harmless a second time.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`], and when it cannot be written to.
+    pub fn claim(&self, bound: Duration) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(_) => Ok(()),
+            Modal::Shared(shared) => shared.claim(bound),
+        }
+    }
+
     /// Whether [`Disk::start_primary`] would find a copy that a guest may start from. Changes nothing: to be asked before the arbiter is, which takes the guest from whoever runs it.
     ///
     /// # Errors
@@ -179,6 +212,7 @@ impl Disk {
     pub fn check_start(&self) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.check_start(),
+            Modal::Shared(shared) => shared.check_start(),
         }
     }
 
@@ -189,6 +223,7 @@ impl Disk {
     pub fn start_primary(&self) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.start_primary(),
+            Modal::Shared(shared) => shared.start_primary(),
         }
     }
 
@@ -199,6 +234,7 @@ impl Disk {
     pub fn begin_copy(&self, plan: &Plan, standby: &Identity) -> Result<DiskCopy, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => Ok(DiskCopy(Kind::Mirror(mirror.begin_copy(plan, standby)?))),
+            Modal::Shared(shared) => Ok(DiskCopy(Kind::Shared(shared.begin_copy(plan)?))),
         }
     }
 
@@ -209,6 +245,7 @@ impl Disk {
     pub fn seal(&self, epoch: Epoch) -> Result<Arc<Vec<DiskWrite>>, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.seal(epoch),
+            Modal::Shared(shared) => shared.seal(epoch),
         }
     }
 
@@ -216,6 +253,7 @@ impl Disk {
     pub fn unseal(&self, epoch: Epoch) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.unseal(epoch),
+            Modal::Shared(shared) => shared.unseal(epoch),
         }
     }
 
@@ -223,6 +261,7 @@ impl Disk {
     pub(crate) fn marking(&self) -> Option<std::sync::mpsc::Receiver<Answer>> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.inner.engine.marking(),
+            Modal::Shared(_) => None,
         }
     }
 
@@ -230,6 +269,7 @@ impl Disk {
     pub fn release(&self, commit: &Commit) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.release(commit),
+            Modal::Shared(shared) => shared.release(commit),
         }
     }
 
@@ -237,6 +277,7 @@ impl Disk {
     pub fn peer_durable(&self, epoch: Epoch) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.peer_durable(epoch),
+            Modal::Shared(_) => {}
         }
     }
 
@@ -244,6 +285,7 @@ impl Disk {
     pub fn unlink(&self) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.unlink(),
+            Modal::Shared(shared) => shared.alone(),
         }
     }
 
@@ -254,6 +296,10 @@ impl Disk {
     pub fn struck_out(&self) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.struck_out(),
+            Modal::Shared(shared) => {
+                shared.alone();
+                Ok(())
+            }
         }
     }
 
@@ -261,6 +307,7 @@ impl Disk {
     pub fn shut(&self) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.shut(),
+            Modal::Shared(shared) => shared.shut(),
         }
     }
 }
@@ -274,6 +321,7 @@ impl Disk {
     pub fn join(&self, plan: &Plan, primary: &Identity, generation: Generation) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.join(plan, primary, generation),
+            Modal::Shared(shared) => shared.join(plan, generation),
         }
     }
 
@@ -284,6 +332,7 @@ impl Disk {
     pub fn wait_wiped(&self, bound: Duration) -> Result<bool, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.wait_wiped(bound),
+            Modal::Shared(_) => Ok(true),
         }
     }
 
@@ -294,6 +343,7 @@ impl Disk {
     pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.sync_block(offset, data),
+            Modal::Shared(shared) => shared.sync_block(),
         }
     }
 
@@ -304,6 +354,7 @@ impl Disk {
     pub fn stage(&self, epoch: Epoch, writes: Vec<DiskWrite>) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.stage(epoch, writes),
+            Modal::Shared(shared) => shared.stage(epoch, writes),
         }
     }
 
@@ -314,7 +365,35 @@ impl Disk {
     pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.commit(epoch),
+            Modal::Shared(shared) => shared.commit(epoch),
         }
+    }
+
+    /// The primary says that every write of every epoch of this generation, up to this one, is on the device of a shared disk.
+    pub fn issued(&self, generation: Generation, epoch: Epoch) {
+        if let Modal::Shared(shared) = &self.mode {
+            shared.issued(generation, epoch);
+        }
+    }
+
+    /// Oldest committed epoch of which a standby keeps writes to a shared disk: later ones are kept as well.
+    #[must_use]
+    pub fn oldest_kept(&self) -> Option<Epoch> {
+        match &self.mode {
+            Modal::Mirror(_) => None,
+            Modal::Shared(shared) => shared.oldest_kept(),
+        }
+    }
+
+    /// Whether it is one device that both hosts can open.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.mode, Modal::Shared(_))
+    }
+
+    /// Shared, and a block device.
+    pub(crate) fn is_shared_device(&self) -> bool {
+        matches!(&self.mode, Modal::Shared(shared) if shared.is_device())
     }
 
     /// Waits until everything committed and copied so far is in this host's image (perhaps only in the host's cache), and names the newest such epoch.
@@ -324,6 +403,7 @@ impl Disk {
     pub fn wait_applied(&self, bound: Duration) -> Result<Epoch, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.wait_applied(bound),
+            Modal::Shared(shared) => shared.committed(),
         }
     }
 
@@ -331,6 +411,7 @@ impl Disk {
     pub fn discard_uncommitted(&self) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.discard_uncommitted(),
+            Modal::Shared(shared) => shared.discard_uncommitted(),
         }
     }
 
@@ -338,6 +419,8 @@ impl Disk {
     pub fn taking_over(&self) {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.taking_over(),
+            // Its device is the one that the primary had.
+            Modal::Shared(_) => {}
         }
     }
 
@@ -348,6 +431,7 @@ impl Disk {
     pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.activate(bound),
+            Modal::Shared(shared) => shared.activate(bound),
         }
     }
 }

@@ -96,6 +96,25 @@ impl Disks {
         plans.collect()
     }
 
+    /// [`Disk::claim`] of each, within the bound together.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn claim(&self, bound: Duration) -> Result<(), DiskError> {
+        let until = Instant::now() + bound;
+        self.disks.iter().try_for_each(|disk| disk.claim(until.saturating_duration_since(Instant::now())))
+    }
+
+    /// As [`Disks::claim`], of shared block devices only.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn claim_devices(&self, bound: Duration) -> Result<(), DiskError> {
+        let until = Instant::now() + bound;
+        let devices = self.disks.iter().filter(|disk| disk.is_shared_device());
+        devices.into_iter().try_for_each(|disk| disk.claim(until.saturating_duration_since(Instant::now())))
+    }
+
     /// [`Disk::check_start`] of each.
     ///
     /// # Errors
@@ -207,6 +226,12 @@ impl Disks {
         self.disks.iter().try_for_each(|disk| disk.commit(epoch))
     }
 
+    /// The oldest of [`Disk::oldest_kept`].
+    #[must_use]
+    pub fn oldest_kept(&self) -> Option<Epoch> {
+        self.disks.iter().filter_map(|disk| disk.oldest_kept()).min()
+    }
+
     /// [`Disk::discard_uncommitted`] of each.
     pub fn discard_uncommitted(&self) {
         self.disks.iter().for_each(|disk| disk.discard_uncommitted());
@@ -265,6 +290,7 @@ mod tests {
     fn inner(disk: &Disk) -> &Inner {
         match &disk.mode {
             Modal::Mirror(mirror) => &mirror.inner,
+            Modal::Shared(_) => panic!("a mirror"),
         }
     }
 

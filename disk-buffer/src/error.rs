@@ -213,8 +213,39 @@ pub enum DiskError {
         /// The system's answer.
         source: io::Error,
     },
+    /// A shared disk that can only be used through the page cache.
+    #[error("{path} cannot be used around the page cache (O_DIRECT), and a shared disk must never be used through it; use a block device, or a file system that can", path = .0.display())]
+    NoDirect(PathBuf),
+    /// A shared disk whose last block is not whole.
+    #[error("{path} has {bytes} bytes; as a shared disk it needs a multiple of {align}", path = .path.display())]
+    SharedSize {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// Unit of direct requests.
+        align: u64,
+    },
+    /// A shared block device that cannot be told from others.
+    #[error(
+        "{path} has no name by which two hosts can tell that they mean the same device (looked for device/wwid, wwid, dm/uuid and serial in its directory in /sys/dev/block); use a SCSI, NVMe or multipath device", path = .0.display()
+    )]
+    NoName(PathBuf),
+    /// A shared disk through the page cache.
+    #[error("{path}: mode=shared never goes through the page cache; leave cache=buffered out, or give each host its own disk (mode=mirror)", path = .0.display())]
+    SharedBuffered(PathBuf),
+    /// A primary sent more than it may hold.
+    #[error("{disk}: epoch {epoch} has more writes than a primary may hold; both hosts must run the same release")]
+    TooMuch {
+        /// Which.
+        disk: DiskIndex,
+        /// The one that came.
+        epoch: Epoch,
+    },
     /// Shared mode without a way to shut the other host out at the storage.
-    #[error("{path}: mode=shared needs a way to shut the other host out at the storage, and this version has none; use mode=mirror", path = .0.display())]
+    #[error(
+        "{path}: mode=shared needs a way to shut the other host out at the storage (persistent reservations, or a fencing command), and none is there; give each host its own disk (mode=mirror)", path = .0.display()
+    )]
     SharedUnfenced(PathBuf),
     /// The limits on recorded writes contradict each other.
     #[error("limits for recorded writes are unusable: {0}")]

@@ -69,4 +69,10 @@ impl Front {
             (hooks.pressure)();
         }
     }
+
+    pub(crate) fn tell_waiting(&self) {
+        if let Some(hooks) = self.hooks() {
+            (hooks.waiting)();
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub struct Hooks {
     pub room: Box<dyn Fn() + Send + Sync>,
     /// So much is recorded that the epoch should end.
     pub pressure: Box<dyn Fn() + Send + Sync>,
+    /// A flush waits for the open epoch's commit: the epoch should end, as it does for waiting output.
+    pub waiting: Box<dyn Fn() + Send + Sync>,
     /// Something happened.
     pub event: Box<dyn Fn(DiskEvent) + Send + Sync>,
 }
@@ -47,7 +49,16 @@ pub enum DiskEvent {
         /// What is full, and what to do, for an operator.
         text: String,
     },
-    /// Another node has shut this one out of a shared disk ([`types::block::is_reservation_conflict`]): the request has no answer, nothing more is issued, and the node stops its guest.
+    /// At the primary of a shared disk: every write up to this epoch's end is on the device. The standby is told, and hands it to [`crate::Disk::issued`].
+    Issued {
+        /// Which disk.
+        disk: DiskIndex,
+        /// The generation of the epoch.
+        generation: Generation,
+        /// Newest epoch.
+        epoch: Epoch,
+    },
+    /// Another node has shut this one out of a shared disk ([`types::block::is_reservation_conflict`]): the request has no answer, nothing more is handed out, and the node stops its guest.
     ShutOut {
         /// Which disk.
         disk: DiskIndex,

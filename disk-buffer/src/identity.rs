@@ -11,6 +11,11 @@
 //! **Invariant** (everything in this crate keeps it): whenever one copy's `current` is among the other's `current`, `base` and `joining`, the two differ at most in regions that are marked in
 //! one of the two logs, whatever either host has lost by losing power.
 
+use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use crate::options::Mode;
@@ -89,4 +94,104 @@ pub struct Identity {
     pub content: Option<u64>,
     /// Regions marked in the change log, in short form.
     pub changed: Vec<Run>,
+    /// Which device or file a shared disk is.
+    pub device: Option<SharedDevice>,
+}
+
+/// Which device or file a shared disk is, by what every host that can open it finds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SharedDevice {
+    /// A block device's name in the world, as its kernel driver got it from the device.
+    Name(String),
+    /// A file of a shared file system.
+    File {
+        /// Its number there.
+        inode: u64,
+        /// When it was made, nanoseconds since 1970; 0: not known.
+        born: u64,
+    },
+}
+
+impl fmt::Display for SharedDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SharedDevice::Name(name) => f.write_str(name),
+            SharedDevice::File { inode, born: 0 } => write!(f, "file with inode {inode}"),
+            SharedDevice::File { inode, born } => write!(f, "file with inode {inode}, made {born} ns after 1970"),
+        }
+    }
+}
+
+impl SharedDevice {
+    /// What an open image is; none for a block device that cannot be told from others.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Option<SharedDevice> {
+        if metadata.file_type().is_block_device() {
+            let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+            return device_name(Path::new(&format!("/sys/dev/block/{major}:{minor}"))).map(SharedDevice::Name);
+        }
+        let born = metadata.created().ok().and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+        Some(SharedDevice::File { inode: metadata.ino(), born: born.map_or(0, |born| born.as_nanos() as u64) })
+    }
+
+    /// The other host means the same. Two file systems number their files alike, so the time of making counts where both know it.
+    #[must_use]
+    pub fn is(&self, other: &SharedDevice) -> bool {
+        match (self, other) {
+            (SharedDevice::File { inode: one, born: mine }, SharedDevice::File { inode: two, born: theirs }) => {
+                one == two && (mine == theirs || *mine == 0 || *theirs == 0)
+            }
+            (one, two) => one == two,
+        }
+    }
+}
+
+/// A block device's name, from its directory in sysfs: of SCSI (`device/wwid`, from the device identification page), NVMe (`wwid`), the device mapper (multipath: its map's name is made from the device's), virtio (its serial
+/// number). Of a partition the disk's, and its number.
+fn device_name(sysfs: &Path) -> Option<String> {
+    let read =
+        |file: &str| std::fs::read_to_string(sysfs.join(file)).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+    if let Some(number) = read("partition") {
+        // A partition's directory is in its disk's; what leads to it is a link.
+        let disk = sysfs.canonicalize().ok()?;
+        return device_name(disk.parent()?).map(|name| format!("{name} partition {number}"));
+    }
+    ["device/wwid", "wwid", "dm/uuid", "serial"].into_iter().find_map(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_by_what_its_driver_knows_and_a_partition_by_its_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |path: &str, text: &str| {
+            let path = directory.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        file("sda/device/wwid", "naa.600140512345\n");
+        file("sda/sda2/partition", "2\n");
+        file("nvme0n1/wwid", "eui.0025385b71b00b5c\n");
+        file("dm-0/dm/uuid", "mpath-3600140512345\n");
+        file("vda/serial", "data\n");
+        file("loop0/size", "8\n");
+        let name = |path: &str| device_name(&directory.path().join(path));
+
+        assert_eq!(name("sda").as_deref(), Some("naa.600140512345"));
+        assert_eq!(name("sda/sda2").as_deref(), Some("naa.600140512345 partition 2"));
+        assert_eq!(name("nvme0n1").as_deref(), Some("eui.0025385b71b00b5c"));
+        assert_eq!(name("dm-0").as_deref(), Some("mpath-3600140512345"));
+        assert_eq!(name("vda").as_deref(), Some("data"));
+        assert_eq!(name("loop0"), None);
+    }
+
+    #[test]
+    fn files_are_the_same_by_their_number_and_where_both_know_it_the_time_they_were_made() {
+        let file = |inode, born| SharedDevice::File { inode, born };
+        assert!(file(12, 5).is(&file(12, 5)) && file(12, 0).is(&file(12, 5)));
+        assert!(!file(12, 5).is(&file(12, 6)) && !file(12, 5).is(&file(13, 5)));
+        assert!(!file(12, 5).is(&SharedDevice::Name("12".to_owned())));
+    }
 }

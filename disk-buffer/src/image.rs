@@ -3,18 +3,20 @@
 //! Lives here: opening, two disks being one, holes, emptiness, the digest of a read-only disk. Not here: reading and writing for the guest ([`crate::engine`]). Blocking calls: at the start, and
 //! on threads of their own.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use types::block::SECTOR;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::changes::ImageFile;
 use crate::error::DiskError;
+use crate::identity::SharedDevice;
 use crate::options::Cache;
 use crate::regions::MAX_DISK_BYTES;
 
@@ -51,6 +53,17 @@ pub struct Image {
     device: bool,
     identity: ImageFile,
     read_only: bool,
+    /// A shared disk's; then `file` and `direct` are one.
+    shared: Option<Shared>,
+}
+
+/// What is special of a disk that two hosts can open.
+#[derive(Debug)]
+struct Shared {
+    name: SharedDevice,
+    key: Key,
+    /// The only descriptor that can write: there is none before this process has the disk for itself on this host.
+    writer: OnceLock<File>,
 }
 
 /// What makes two open images one.
@@ -76,15 +89,8 @@ impl Image {
     /// # Errors
     /// What is wrong with it, and what to do about it.
     pub fn open(path: &Path, read_only: bool, cache: Cache) -> Result<Image, DiskError> {
-        let path = path.canonicalize().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => DiskError::Missing(path.to_owned()),
-            _ => DiskError::io("finding", path)(error),
-        })?;
-        let metadata = path.metadata().map_err(DiskError::io("looking at", &path))?;
+        let (path, metadata) = look(path)?;
         let device = metadata.file_type().is_block_device();
-        if !device && !metadata.is_file() {
-            return Err(DiskError::NotAnImage(path));
-        }
         // A device that is mounted, or is another writer's, refuses a second exclusive opening (open(2), O_EXCL).
         let exclusive = if device && !read_only { libc::O_EXCL } else { 0 };
         let mut options = OpenOptions::new();
@@ -95,17 +101,7 @@ impl Image {
             _ => DiskError::io("opening", &path)(error),
         })?;
         lock(&file, read_only, &path)?;
-        let (bytes, physical_block) = if device {
-            device_sizes(&file).map_err(DiskError::io("asking for the size of", &path))?
-        } else {
-            (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 4096))
-        };
-        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
-            return Err(DiskError::Size { path, bytes });
-        }
-        if bytes > MAX_DISK_BYTES {
-            return Err(DiskError::TooLarge { path, bytes });
-        }
+        let (bytes, physical_block) = sizes(&file, &metadata, &path)?;
         let (direct, align) = match cache {
             Cache::Buffered => (None, DIRECT_ALIGN_MAX),
             Cache::Direct => open_direct(&path, read_only, &file),
@@ -116,7 +112,94 @@ impl Image {
             true => ImageFile::default(),
             false => ImageFile { inode: metadata.ino(), born: born.map_or(0, |born| born.as_nanos() as u64) },
         };
-        Ok(Image { path, file, direct, align, bytes, physical_block, device, identity, read_only })
+        Ok(Image { path, file, direct, align, bytes, physical_block, device, identity, read_only, shared: None })
+    }
+
+    /// Opens a disk that another host may be using, for reading, and never through the page cache. Direct requests are multiples of what the medium wants, and of `unit`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what to do about it.
+    pub fn open_shared(path: &Path, read_only: bool, unit: u64) -> Result<Image, DiskError> {
+        let (path, metadata) = look(path)?;
+        let device = metadata.file_type().is_block_device();
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+        let file = open.map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => DiskError::NoDirect(path.clone()),
+            _ => DiskError::io("opening", &path)(error),
+        })?;
+        let (bytes, physical_block) = sizes(&file, &metadata, &path)?;
+        let align = match dio_align(&file) {
+            Ok(Some((0, _) | (_, 0))) => return Err(DiskError::NoDirect(path)),
+            Ok(Some((memory, offset))) if u64::from(memory.max(offset)) <= DIRECT_ALIGN_MAX => u64::from(offset.max(SECTOR as u32)),
+            Ok(Some(_)) => return Err(DiskError::NoDirect(path)),
+            // As in `open_direct`; a device's unit is its logical block.
+            Ok(None) | Err(_) if device => u64::from(logical_block(&file).map_err(DiskError::io("asking for the blocks of", &path))?),
+            Ok(None) | Err(_) => DIRECT_ALIGN_MAX,
+        };
+        let align = align.max(unit);
+        if align > DIRECT_ALIGN_MAX {
+            return Err(DiskError::NoDirect(path));
+        }
+        if !bytes.is_multiple_of(align) {
+            return Err(DiskError::SharedSize { path, bytes, align });
+        }
+        let name = SharedDevice::of(&metadata).ok_or_else(|| DiskError::NoName(path.clone()))?;
+        if read_only {
+            lock(&file, true, &path)?;
+        }
+        tracing::info!(path = %path.display(), bytes, device, read_only, align, name = %name, "shared disk opened");
+        let shared = Shared { name, key: Key::of(&metadata), writer: OnceLock::new() };
+        Ok(Image {
+            path,
+            file,
+            direct: None,
+            align,
+            bytes,
+            physical_block,
+            device,
+            identity: ImageFile::default(),
+            read_only,
+            shared: Some(shared),
+        })
+    }
+
+    /// Makes this process the only one of its host that can write to a shared disk; from here on it can. Harmless a second time.
+    ///
+    /// # Errors
+    /// [`DiskError::InUse`], or why it cannot be written to.
+    pub fn claim(&self) -> Result<(), DiskError> {
+        let Some(shared) = self.shared.as_ref().filter(|shared| !self.read_only && shared.writer.get().is_none()) else { return Ok(()) };
+        let path = &self.path;
+        // As in `open`.
+        let exclusive = if self.device { libc::O_EXCL } else { 0 };
+        let open = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT | exclusive).open(path);
+        let file = open.map_err(|error| match error.raw_os_error() {
+            Some(libc::EACCES | libc::EROFS | libc::EPERM) => DiskError::ReadOnly(path.clone()),
+            Some(libc::EBUSY) => DiskError::InUse(path.clone()),
+            _ => DiskError::io("opening", path)(error),
+        })?;
+        let metadata = file.metadata().map_err(DiskError::io("looking at", path))?;
+        if Key::of(&metadata) != shared.key {
+            return Err(DiskError::io("opening", path)(io::Error::other(
+                "another file or device is there now than when this node was started",
+            )));
+        }
+        lock(&file, false, path)?;
+        // Another thread of this process was faster: its descriptor is as good.
+        let _ = shared.writer.set(file);
+        Ok(())
+    }
+
+    /// Which device or file a shared disk is.
+    #[must_use]
+    pub fn shared_name(&self) -> Option<&SharedDevice> {
+        self.shared.as_ref().map(|shared| &shared.name)
+    }
+
+    /// The page cache must never be used; the unit of requests.
+    #[must_use]
+    pub fn strict(&self) -> Option<u64> {
+        self.shared.as_ref().map(|_| self.align)
     }
 
     /// Where it is.
@@ -158,13 +241,17 @@ impl Image {
     /// For requests through the page cache, of any alignment.
     #[must_use]
     pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        let writer = self.shared.as_ref().and_then(|shared| shared.writer.get());
+        writer.unwrap_or(&self.file).as_raw_fd()
     }
 
     /// For requests around the page cache, and what their offset and length must be multiples of.
     #[must_use]
     pub fn direct(&self) -> Option<(RawFd, u64)> {
-        self.direct.as_ref().map(|file| (file.as_raw_fd(), self.align))
+        match &self.shared {
+            Some(_) => Some((self.fd(), self.align)),
+            None => self.direct.as_ref().map(|file| (file.as_raw_fd(), self.align)),
+        }
     }
 
     /// The ranges that are not known to be holes, in ascending order. Writes under way may or may not be seen.
@@ -265,6 +352,42 @@ fn lock(file: &File, read_only: bool, path: &Path) -> Result<(), DiskError> {
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Err(DiskError::InUse(path.to_owned())),
         Err(error) => Err(DiskError::io("locking", path)(error.into())),
     }
+}
+
+/// What a path leads to.
+fn look(path: &Path) -> Result<(PathBuf, Metadata), DiskError> {
+    let path = path.canonicalize().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => DiskError::Missing(path.to_owned()),
+        _ => DiskError::io("finding", path)(error),
+    })?;
+    let metadata = path.metadata().map_err(DiskError::io("looking at", &path))?;
+    if !metadata.file_type().is_block_device() && !metadata.is_file() {
+        return Err(DiskError::NotAnImage(path));
+    }
+    Ok((path, metadata))
+}
+
+/// Size and physical block of what can be a disk.
+fn sizes(file: &File, metadata: &Metadata, path: &Path) -> Result<(u64, u32), DiskError> {
+    let (bytes, physical_block) = if metadata.file_type().is_block_device() {
+        device_sizes(file).map_err(DiskError::io("asking for the size of", path))?
+    } else {
+        (metadata.len(), u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 4096))
+    };
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        return Err(DiskError::Size { path: path.to_owned(), bytes });
+    }
+    if bytes > MAX_DISK_BYTES {
+        return Err(DiskError::TooLarge { path: path.to_owned(), bytes });
+    }
+    Ok((bytes, physical_block))
+}
+
+fn logical_block(file: &File) -> io::Result<u32> {
+    let mut logical = 0;
+    // SAFETY: BLKSSZGET writes one int (linux/fs.h); the descriptor is open.
+    unsafe { blksszget(file.as_raw_fd(), &raw mut logical)? };
+    Ok(logical as u32)
 }
 
 fn device_sizes(file: &File) -> io::Result<(u64, u32)> {

@@ -7,22 +7,24 @@
 //! Guards S1 (a write reaches nobody else's eyes before its epoch's commit), S2 (the standby's copy holds whole epochs when a guest starts from it), S4 (below) and S5 (a request owns its data; nothing
 //! here touches guest memory).
 //!
-//! # What is promised in mirror mode
+//! # What is promised
 //!
-//! *A flush is answered when everything the guest had submitted before it is on the primary's medium* (fdatasync). While protected, whatever the guest says about it leaves only when the standby holds the
+//! *Mirror mode: a flush is answered when everything the guest had submitted before it is on the primary's medium* (fdatasync). While protected, whatever the guest says about it leaves only when the standby holds the
 //! epoch, with all its writes.
 //!
-//! | what fails | what the guest finds |
-//! |---|---|
-//! | one host, at any moment | everything of every committed epoch, hence every write that anybody was told of; requests in flight are executed once more |
-//! | both hosts lose power | on the primary's disk every flushed write. The standby's copy may be up to [`disk::SETTLE_PERIOD`] behind and is refused as a start (`Following`): start the primary's host |
-//! | the standby's host loses power after it took over | every write flushed since, and after at most one settling (it begins at the activation) every write before as well; a copy that had not settled is refused as a start |
-//! | the primary's disk, while protected | nothing: the request stays in flight, the primary gives up its role, the standby executes it on its own disk |
-//! | the primary's disk, unprotected | an input/output error, as from a real disk. A flush that failed once fails for good: what was lost is not known (Linux drops the pages) |
-//! | space for the image (ENOSPC, EDQUOT) | nothing but time: the write waits, and reads and other writes go on. A standby fails after [`disk::FULL_BOUND`], a protected primary gives up its role after twice that; a lone node, and a standby that is taking over, wait for ever |
-//! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected |
-//! | a disk or log that hangs without an error | as an error, after [`disk::HANG_BOUND`] without an answer: the primary gives up its role, or the standby is struck out; unprotected, the guest waits |
-//! | the change log's medium | as the disk itself: without the log a write must not be made |
+//! *Shared mode: a flush is answered when everything the guest had submitted before it is on the shared device* (its cache flushed); while protected, that is after the commit of its epoch. How: [`shared`].
+//!
+//! | what fails | what the guest finds, mirror mode | shared mode |
+//! |---|---|---|
+//! | one host, at any moment | everything of every committed epoch, hence every write that anybody was told of; requests in flight are executed once more | the same: what the dead host had not written, the standby has kept and writes |
+//! | both hosts lose power | on the primary's disk every flushed write. The standby's copy may be up to [`disk::SETTLE_PERIOD`] behind and is refused as a start (`Following`): start the primary's host | every flushed write, from either host |
+//! | the standby's host loses power after it took over | every write flushed since, and after at most one settling (it begins at the activation) every write before as well; a copy that had not settled is refused as a start | every flushed write |
+//! | the primary's disk, while protected | nothing: the request stays in flight, the primary gives up its role, the standby executes it on its own disk | the primary's way to the device: the same, if the standby's way works; the device itself: errors, as from a real disk |
+//! | the primary's disk, unprotected | an input/output error, as from a real disk. A flush that failed once fails for good: what was lost is not known (Linux drops the pages) | the same; where a write failed that the guest had its answer to, every later request fails |
+//! | space for the image (ENOSPC, EDQUOT) | nothing but time: the write waits, and reads and other writes go on. A standby fails after [`disk::FULL_BOUND`], a protected primary gives up its role after twice that; a lone node, and a standby that is taking over, wait for ever | the guest waits: the other host has the same device |
+//! | the standby's disk | nothing: the standby says so, is struck out, and the guest runs on unprotected | found at the takeover: the standby only reads until then |
+//! | a disk or log that hangs without an error | as an error, after [`disk::HANG_BOUND`] without an answer: the primary gives up its role, or the standby is struck out; unprotected, the guest waits | the same for the primary's way to the device |
+//! | the change log's medium | as the disk itself: without the log a write must not be made | there is none |
 //!
 //! What a standby applies is in regions that the primary's log marked before the epoch was sent ([`marking`]): both hosts may stop. A returning host's uncommitted writes are in regions that its own log marked before they were made; the resync overwrites them before its copy counts as consistent. A copy half overwritten says so
 //! durably before its first byte changes, and no guest starts from it.
@@ -35,6 +37,9 @@
 //!
 //! Standby: [`Disk::attach`] -> [`Disk::join`] -> [`Disk::sync_block`] -> [`Disk::stage`] and [`Disk::commit`] per epoch; [`DiskEvent::Durable`] goes to the primary -> [`Disk::activate`] after the grant, before the machine starts. From then it is a
 //! primary without a standby. A link lost: [`Disk::discard_uncommitted`]; then the next [`Disk::join`].
+//!
+//! The same calls for a shared disk; besides, older owners are shut out before [`Disk::start_primary`] and [`Disk::activate`], with the host's own lock taken ([`Disk::claim`]), and [`DiskEvent::Issued`] goes the other way: to the
+//! standby's [`Disk::issued`].
 
 pub mod changes;
 pub mod copy;
@@ -61,7 +66,7 @@ pub use disk::Disk;
 pub use disks::Disks;
 pub use error::{DiskError, Full};
 pub use hooks::{DiskEvent, Hooks};
-pub use identity::{CopyState, DataId, Identity};
+pub use identity::{CopyState, DataId, Identity, SharedDevice};
 pub use marking::Marking;
-pub use options::{Cache, DiskOptions, Mode};
+pub use options::{Cache, DiskOptions, Fenced, Mode};
 pub use plan::{FullReason, Plan, Refusal, plan};

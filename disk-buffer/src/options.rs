@@ -35,6 +35,19 @@ pub enum Cache {
     Buffered,
 }
 
+/// Says that whoever opens a shared disk shuts every older owner out at the storage before this process writes to it ([`crate::Disk::start_primary`], [`crate::Disk::activate`]), by means that have been tried. Without one
+/// no shared disk is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fenced(());
+
+impl Fenced {
+    /// For the program, which has probed the fence (`failover::fence`), and for tests, which kill what they replace.
+    #[must_use]
+    pub fn attest() -> Fenced {
+        Fenced(())
+    }
+}
+
 /// One disk of the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskOptions {
@@ -52,4 +65,6 @@ pub struct DiskOptions {
     pub overwrite: bool,
     /// Use of the host's page cache.
     pub cache: Cache,
+    /// What a shared disk needs.
+    pub fenced: Option<Fenced>,
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{CopyState, Identity};
+use crate::identity::{CopyState, Identity, SharedDevice};
 use crate::options::Mode;
 use crate::regions::{RegionSet, Run};
 
@@ -67,6 +67,11 @@ pub enum Refusal {
         /// At the standby.
         standby: u32,
     },
+    /// The hosts mean different devices: the primary's and the standby's.
+    #[error(
+        "the shared disk is {} at the primary and {} at the standby; both must be given the same device, or the same file of a file system that both hosts have mounted", .0[0], .0[1]
+    )]
+    OtherDevice(Box<[String; 2]>),
     /// Read-only disks with different content.
     #[error("the read-only disks of the two hosts have different content; copy one to the other by hand")]
     ContentDiffers,
@@ -131,7 +136,13 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
         return Err(Refusal::OtherBlock { primary: primary.logical_block, standby: standby.logical_block });
     }
     if primary.mode == Mode::Shared {
-        return Ok(Plan::Nothing);
+        return match (&primary.device, &standby.device) {
+            (Some(mine), Some(theirs)) if mine.is(theirs) => Ok(Plan::Nothing),
+            (mine, theirs) => {
+                let text = |device: &Option<SharedDevice>| device.as_ref().map_or_else(|| "not known".to_owned(), ToString::to_string);
+                Err(Refusal::OtherDevice(Box::new([text(mine), text(theirs)])))
+            }
+        };
     }
     if primary.read_only {
         let same = primary.content.is_some() && primary.content == standby.content;

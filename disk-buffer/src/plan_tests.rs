@@ -20,6 +20,7 @@ fn identity(id: u64, current: u64, base: u64, joining: u64, changed: &[u32]) -> 
         overwrite: false,
         content: None,
         changed: changed.iter().map(|region| Run { first: *region, count: 1 }).collect(),
+        device: None,
     }
 }
 
@@ -93,7 +94,9 @@ fn size_mode_and_kind_must_agree() {
     assert!(matches!(plan(&primary, &smaller), Plan::Refuse(Refusal::OtherSize { standby: 512, .. })));
     let shared = Identity { mode: Mode::Shared, ..same.clone() };
     assert!(matches!(plan(&primary, &shared), Plan::Refuse(Refusal::OtherMode { .. })));
-    assert_eq!(plan(&shared, &shared), Plan::Nothing);
+    assert!(matches!(plan(&shared, &shared), Plan::Refuse(Refusal::OtherDevice(_))), "which device it is is not known");
+    let named = Identity { device: Some(SharedDevice::Name("naa.6001405".to_owned())), ..shared };
+    assert_eq!(plan(&named, &named), Plan::Nothing);
     let read_only = |content| Identity { read_only: true, content, ..same.clone() };
     assert_eq!(plan(&primary, &read_only(None)), Plan::Refuse(Refusal::ReadOnlyDiffers));
     assert_eq!(plan(&read_only(Some(1)), &read_only(Some(1))), Plan::Nothing);

@@ -46,3 +46,13 @@ pub(crate) fn as_op(op: BlockOp) -> Op {
         BlockOp::WriteZeroes { offset, len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
     }
 }
+
+/// A recorded write, to be carried out.
+pub(crate) fn change_as_op(write: DiskWrite) -> Op {
+    let offset = write.offset;
+    match write.change {
+        DiskChange::Data(data) => Op::Write { offset, data },
+        DiskChange::Zeroes { len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
+        DiskChange::Discard { len } => Op::Discard { offset, len },
+    }
+}

@@ -116,5 +116,6 @@ pub(crate) fn name_of(message: &Message) -> &'static str {
         Message::Recorded { .. } => "Recorded",
         Message::Shutdown { .. } => "Shutdown",
         Message::Input { .. } => "Input",
+        Message::Issued { .. } => "Issued",
     }
 }

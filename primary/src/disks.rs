@@ -46,6 +46,7 @@ pub fn backends(disks: &Disks) -> Vec<Arc<dyn BlockBackend>> {
 pub(crate) fn attach(shared: &Arc<Shared>) {
     for disk in shared.disks.iter() {
         let (pipeline, room, role) = (Arc::downgrade(shared), Arc::downgrade(shared), Arc::downgrade(shared));
+        let flushes = Arc::downgrade(shared);
         disk.attach(Hooks {
             room: Box::new(move || {
                 if let Some(shared) = room.upgrade() {
@@ -57,12 +58,19 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                     shared.raise(Event::Output { first: false, pressure: true });
                 }
             }),
+            waiting: Box::new(move || {
+                if let Some(shared) = flushes.upgrade() {
+                    // As for a frame: the guest stands still until that commit.
+                    shared.raise(Event::Output { first: true, pressure: false });
+                }
+            }),
             event: Box::new(move |event| {
                 let Some(shared) = role.upgrade() else { return };
                 match event {
                     DiskEvent::GiveUp { disk, error } => shared.tell(News::DiskFailed { reason: format!("{disk}: {error}") }),
                     DiskEvent::ShutOut { disk, error } => shared.tell(News::ShutOut { reason: format!("{disk}: {error}") }),
                     DiskEvent::Full { text, .. } => (shared.report)(NodeEventKind::Warning { text }),
+                    DiskEvent::Issued { disk, generation, epoch } => shared.tell(News::Issued { disk, generation, epoch }),
                     // A standby's.
                     DiskEvent::Durable { .. } | DiskEvent::Failed { .. } => {}
                 }

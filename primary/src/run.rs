@@ -511,6 +511,11 @@ impl RoleThread {
                 tracing::error!(reason, "a disk failed");
                 self.raise(RoleEvent::DiskFailed { reason });
             }
+            // Numbers of another generation's epochs mean nothing to the standby of now.
+            News::Issued { disk, generation, epoch } if generation == self.setup.node.generation() => {
+                self.say(&Message::Issued { generation, disk, epoch });
+            }
+            News::Issued { .. } => {}
             News::ShutOut { reason } => {
                 tracing::error!(reason, "another node has shut this one out of a shared disk");
                 self.raise(RoleEvent::ShutOut { reason });

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Sender, TrySendError};
 use disk_buffer::Disks;
+use types::block::DiskIndex;
 use types::clock::monotonic_ns;
 use types::event::Report;
 use types::{Commit, Epoch, Generation};
@@ -68,6 +69,8 @@ pub(crate) enum News {
     Broken(String),
     /// A disk failed under the guest, which waits for its answer.
     DiskFailed { reason: String },
+    /// Every write to a shared disk, up to this epoch's end, is on it.
+    Issued { disk: DiskIndex, generation: Generation, epoch: Epoch },
     /// A shared disk says that another node has shut this one out.
     ShutOut { reason: String },
     /// The standby said that a newer generation exists, or that it is leaving.

@@ -153,6 +153,7 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
                 applier.machine.clear();
                 applier.output.clear();
                 applier.shared.disks.discard_uncommitted();
+                applier.shared.forget_kept();
                 let _ = done.send(());
             }
             Job::Yield(answer) => {
@@ -172,8 +173,8 @@ pub(crate) fn run(shared: Arc<Shared>, memory: Arc<GuestMemory>, console: Option
 impl Applier {
     fn epoch(&mut self, mut complete: CompleteEpoch<Slot>, permits: Permits, arrived: Instant) {
         let epoch = complete.epoch;
-        let Permits { writes, comparing } = permits;
-        if let Err(error) = self.bring_in(&mut complete, writes) {
+        let Permits { writes, kept, comparing } = permits;
+        if let Err(error) = self.bring_in(&mut complete, writes, kept) {
             self.spoilt(epoch, &error);
             // Not before that is told: whoever waits for it is about to tell of a link's loss.
             return drop(comparing);
@@ -191,11 +192,12 @@ impl Applier {
     }
 
     /// Brings the epoch into memory and on its way to the disks, and compares its window.
-    fn bring_in(&mut self, complete: &mut CompleteEpoch<Slot>, writes: Permit) -> Result<(), ReplicaError> {
+    fn bring_in(&mut self, complete: &mut CompleteEpoch<Slot>, writes: Permit, kept: Permit) -> Result<(), ReplicaError> {
         // First: the disks work beside this thread.
         self.write_disks(complete.epoch, std::mem::take(&mut complete.tail.disks))?;
         // They count among what the disks themselves have queued now.
         drop(writes);
+        self.shared.keep(complete.epoch, kept);
         for slot in complete.parts.drain(..) {
             self.writer.part(&slot)?;
             types::fault::reach(types::fault::Point::MidApply);

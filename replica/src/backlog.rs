@@ -1,4 +1,4 @@
-//! How much of what is committed waits: disk writes to be handed to the disks, and with `--verify-memory` pages to be compared.
+//! How much of what is committed waits: disk writes to be handed to the disks, or kept for shared disks, and with `--verify-memory` pages to be compared.
 //!
 //! A standby whose disks are slower than its primary's may not commit as fast as the primary writes: what is committed has to be applied before the guest can be taken over, and it is
 //! kept in memory until then. The same goes for comparing memory. So the data thread waits here before a commit, and the primary's guest waits for its commits.
@@ -10,6 +10,11 @@ use std::time::Duration;
 
 /// Bytes that may wait: what a disk of 500 MB/s writes in 64 ms, so that a takeover is not delayed by more.
 pub(crate) const WRITES: usize = 32 << 20;
+/// Bytes of writes to shared disks that are committed and perhaps not on them: what a primary may hold, with what a write costs besides its content. A primary that has more is one that has not said what is on the disks
+/// already, so it will.
+pub(crate) const KEPT: usize = (64 << 20) + 16384 * WRITE_COST;
+/// What keeping a write costs besides its content, bytes.
+pub(crate) const WRITE_COST: usize = 64;
 /// Pages that may wait to be compared: half a millisecond of a takeover.
 pub(crate) const COMPARING: usize = 1024;
 
@@ -23,6 +28,8 @@ pub(crate) struct Backlog {
 /// What one epoch is counted in with.
 pub(crate) struct Permits {
     pub(crate) writes: Permit,
+    /// Of shared disks: given back when the primary says that the epoch is on them.
+    pub(crate) kept: Permit,
     pub(crate) comparing: Permit,
 }
 

@@ -41,8 +41,24 @@ impl ControlThread {
                 }
             }
             Message::Recorded { generation } => self.shared.tell(News::Recorded { link, generation }),
+            Message::Issued { generation, disk, epoch } => {
+                let (ours, committed) = {
+                    let staging = self.shared.staging();
+                    (staging.generation(), staging.committed())
+                };
+                if generation == ours {
+                    if epoch > committed {
+                        return Err(format!(
+                            "the primary says that epoch {epoch} is on {disk}, and the newest that is committed is {committed}"
+                        ));
+                    }
+                    self.shared.issued(disk, generation, epoch);
+                }
+            }
             Message::Shutdown { reason } => self.shared.tell(News::PeerShutdown { link, reason }),
-            other => return Err(format!("the primary sent {other:?} where only heartbeats, Input, Recorded and Shutdown can come")),
+            other => {
+                return Err(format!("the primary sent {other:?} where only heartbeats, Input, Issued, Recorded and Shutdown can come"));
+            }
         }
         self.shared.heard_ns.store(monotonic_ns(), Ordering::Release);
         Ok(())

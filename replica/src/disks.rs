@@ -44,6 +44,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
             // A standby's guest does not run.
             room: Box::new(|| {}),
             pressure: Box::new(|| {}),
+            waiting: Box::new(|| {}),
             event: Box::new(move |event| {
                 let Some(shared) = weak.upgrade() else { return };
                 match event {
@@ -57,7 +58,7 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                     }
                     DiskEvent::Full { text, .. } => (shared.report)(NodeEventKind::Warning { text }),
                     // A primary's.
-                    DiskEvent::GiveUp { .. } | DiskEvent::ShutOut { .. } => {}
+                    DiskEvent::GiveUp { .. } | DiskEvent::ShutOut { .. } | DiskEvent::Issued { .. } => {}
                 }
             }),
         });

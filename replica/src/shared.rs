@@ -1,5 +1,6 @@
 //! What the standby's threads share: the staging machine behind its lock, and the way to the role thread.
 
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,12 +11,12 @@ use crossbeam::channel::Sender;
 use disk_buffer::Disks;
 use transport::pump::LINK_POLL;
 use transport::{ControlSender, Slot};
-use types::block::DiskWrite;
+use types::block::{DiskIndex, DiskWrite};
 use types::event::Report;
 use types::{Epoch, Generation};
 
 use crate::apply::Job;
-use crate::backlog::{self, Backlog, Permits};
+use crate::backlog::{self, Backlog, Permit, Permits};
 use crate::core::{Action, Event, LinkFault, Standby};
 use crate::disks::Reporter;
 use crate::input::Received;
@@ -44,6 +45,10 @@ pub(crate) struct Shared {
     pub(crate) reporter: Reporter,
     /// Disk writes that are committed and not handed on yet.
     pub(crate) writes: Arc<Backlog>,
+    /// Writes to shared disks that are committed and perhaps not on them.
+    pub(crate) kept: Arc<Backlog>,
+    /// What of it is given back when: after the epoch is on every shared disk.
+    keeping: Mutex<VecDeque<(Epoch, Permit)>>,
     /// Pages whose comparison is to come (`--verify-memory`).
     pub(crate) comparing: Arc<Backlog>,
     pub(crate) report: Report,
@@ -64,6 +69,8 @@ impl Shared {
             disks,
             reporter: Reporter::default(),
             writes: Backlog::new(backlog::WRITES),
+            kept: Backlog::new(backlog::KEPT),
+            keeping: Mutex::default(),
             comparing: Backlog::new(backlog::COMPARING),
             report,
             staging,
@@ -76,10 +83,44 @@ impl Shared {
 
     /// Room for what is to be done with an epoch after its commit; `None`: `still` said that nobody waits for it any more.
     pub(crate) fn room(&self, tail: &EpochTail, still: impl Fn() -> bool) -> Option<Permits> {
-        let written = tail.disks.iter().map(DiskWrite::payload).sum();
+        let (shared, own): (Vec<&DiskWrite>, Vec<&DiskWrite>) =
+            tail.disks.iter().partition(|write| self.disks.get(write.disk).is_some_and(|disk| disk.is_shared()));
+        let written = own.into_iter().map(DiskWrite::payload).sum();
+        let kept = shared.into_iter().map(|write| write.payload() + backlog::WRITE_COST).sum();
         let compared = tail.memory.as_ref().map_or(0, MemoryDigest::pages) as usize;
         let writes = self.writes.enter(written, LINK_POLL, &still)?;
-        Some(Permits { writes, comparing: self.comparing.enter(compared, LINK_POLL, &still)? })
+        let kept = self.kept.enter(kept, LINK_POLL, &still)?;
+        Some(Permits { writes, kept, comparing: self.comparing.enter(compared, LINK_POLL, &still)? })
+    }
+
+    /// The epoch is with the disks: its room among what is kept is given back when the primary says that it is on them.
+    pub(crate) fn keep(&self, epoch: Epoch, permit: Permit) {
+        self.keeping().push_back((epoch, permit));
+        // It may have said so already.
+        self.let_go();
+    }
+
+    /// The primary says that a shared disk has every write up to this epoch's end.
+    pub(crate) fn issued(&self, disk: DiskIndex, generation: Generation, epoch: Epoch) {
+        if let Some(disk) = self.disks.get(disk) {
+            disk.issued(generation, epoch);
+            self.let_go();
+        }
+    }
+
+    /// Whatever was kept is another link's.
+    pub(crate) fn forget_kept(&self) {
+        self.keeping().clear();
+    }
+
+    fn let_go(&self) {
+        let oldest = self.disks.oldest_kept();
+        let mut keeping = self.keeping();
+        while keeping.pop_front_if(|(epoch, _)| oldest.is_none_or(|oldest| *epoch < oldest)).is_some() {}
+    }
+
+    fn keeping(&self) -> MutexGuard<'_, VecDeque<(Epoch, Permit)>> {
+        self.keeping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The staging machine.

@@ -4,9 +4,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use disk_buffer::Disks;
 use failover::fence::runner::ArbiterMaker;
-use failover::fence::{DiskFences, FenceCommand, FenceError, FenceRunner};
+use failover::fence::{DiskFences, Fence, FenceCommand, FenceError, FenceRunner, Grant, Owner, Predecessor};
 
 use crate::config::{DiskMode, NodeConfig};
 
@@ -15,12 +17,42 @@ pub(super) fn paths(config: &NodeConfig) -> impl Iterator<Item = PathBuf> + '_ {
     config.machine.disks.iter().filter(|disk| disk.mode == DiskMode::Shared && !disk.read_only).map(|disk| disk.path.clone())
 }
 
-/// The fence of the configuration's shared disks, if there are any.
-pub(super) fn of(config: &NodeConfig, arbiters: &ArbiterMaker) -> Result<Option<FenceRunner>, FenceError> {
+/// How long an attempt waits for a process of this host that has a device and is ending.
+const LOCK_BOUND: Duration = Duration::from_secs(2);
+
+/// The fence of the configuration's shared disks, if there are any; it has been found to work.
+pub(super) fn of(config: &NodeConfig) -> Result<Option<DiskFences>, FenceError> {
     if paths(config).next().is_none() {
         return Ok(None);
     }
     let command = config.fence_command.as_ref().map(FenceCommand::new);
-    let fence = DiskFences::of(&config.vm, paths(config), command)?;
-    Ok(Some(FenceRunner::new(Arc::new(fence), config.vm.clone(), Arc::clone(arbiters))))
+    DiskFences::of(&config.vm, paths(config), command).map(Some)
+}
+
+/// What runs it, for these disks.
+pub(super) fn runner(fence: Option<DiskFences>, config: &NodeConfig, disks: &Arc<Disks>, arbiters: &ArbiterMaker) -> Option<FenceRunner> {
+    let fence = Arc::new(Locked { fence: fence?, disks: Arc::clone(disks) });
+    Some(FenceRunner::new(fence, config.vm.clone(), Arc::clone(arbiters)))
+}
+
+/// A fence with the host's own locks before it: a device's reservation cannot tell two processes of a host apart.
+struct Locked {
+    fence: DiskFences,
+    disks: Arc<Disks>,
+}
+
+impl Fence for Locked {
+    fn shut_out(&self, old: &[Predecessor], me: &Owner, grant: &dyn Grant) -> Result<(), FenceError> {
+        // Only devices: a file has no reservation, and the process that has it locked may be the one that the command is to end. Its lock is taken when it becomes writable.
+        self.disks.claim_devices(LOCK_BOUND).map_err(|error| FenceError::NotReady(error.to_string()))?;
+        self.fence.shut_out(old, me, grant)
+    }
+
+    fn probe(&self) -> Result<(), FenceError> {
+        self.fence.probe()
+    }
+
+    fn release(&self, me: &Owner, alone: bool) {
+        self.fence.release(me, alone);
+    }
 }

@@ -136,7 +136,7 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// Opens the image and its change log.
     pub(crate) fn open(opening: Opening<'_>) -> Result<Mirror, DiskError> {
-        let Opening { index, options, serial, tuning: Tuning { limits, settle, hot_ticks, hang, full, faults } } = opening;
+        let Opening { index, options, serial, tuning: Tuning { limits, settle, hot_ticks, hang, full, faults, .. } } = opening;
         let image = Arc::new(Image::open(&options.path, options.read_only, options.cache)?);
         let info = BlockInfo {
             bytes: image.bytes(),
@@ -229,6 +229,7 @@ impl Mirror {
             overwrite,
             content: inner.content,
             changed: inner.engine.marked().map(|set| set.runs()).unwrap_or_default(),
+            device: None,
         })
     }
 

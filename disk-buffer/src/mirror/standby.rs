@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use types::block::{DiskChange, DiskWrite};
+use types::block::DiskWrite;
 use types::{Epoch, Generation, PAGE_SIZE};
 
 use super::{Inner, Mirror, Phase, State};
@@ -20,6 +20,7 @@ use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::is_zero;
 use crate::plan::Plan;
+use crate::request::change_as_op;
 
 /// Writes handed to the engine and not carried out, at most: more wait with the caller, and through it the link. What an activation has to wait for at worst.
 pub const BACKLOG_REQUESTS: usize = 512;
@@ -270,7 +271,7 @@ impl Mirror {
                 }
                 (now, writes)
             };
-            let applied = writes.into_iter().try_for_each(|write| inner.apply(as_op(write), Some(now)));
+            let applied = writes.into_iter().try_for_each(|write| inner.apply(change_as_op(write), Some(now)));
             {
                 let mut state = inner.lock();
                 if let Phase::Standby(following) = &mut state.phase {
@@ -475,14 +476,5 @@ impl Inner {
             let left = left.max(LOOK);
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
-    }
-}
-
-fn as_op(write: DiskWrite) -> Op {
-    let offset = write.offset;
-    match write.change {
-        DiskChange::Data(data) => Op::Write { offset, data },
-        DiskChange::Zeroes { len, may_unmap } => Op::Zero { offset, len, unmap: may_unmap },
-        DiskChange::Discard { len } => Op::Discard { offset, len },
     }
 }

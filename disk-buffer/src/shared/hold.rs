@@ -152,7 +152,7 @@ impl Hold {
         for write in &kept {
             hold.number(write);
         }
-        hold.let_go(kept, |_| Origin::Alone);
+        hold.let_go(kept, Origin::Alone);
         hold
     }
 
@@ -165,12 +165,12 @@ impl Hold {
     }
 
     /// The oldest recorded writes may be handed out.
-    fn let_go(&mut self, writes: impl Into<Arc<Vec<DiskWrite>>>, origin: impl Fn(Seq) -> Origin) {
+    fn let_go(&mut self, writes: impl Into<Arc<Vec<DiskWrite>>>, origin: Origin) {
         let writes = writes.into();
         if !writes.is_empty() {
             let first = self.taken;
             self.taken.0 += writes.len() as u64;
-            self.going.push_back(Batch::new(origin(first), first, writes));
+            self.going.push_back(Batch::new(origin, first, writes));
         }
     }
 
@@ -262,12 +262,14 @@ impl Hold {
         }
     }
 
-    /// The standby holds every epoch up to the commit's: its writes may be handed out.
-    pub fn release(&mut self, commit: &Commit) {
+    /// The standby holds every epoch up to the commit's: its writes may be handed out. Whether there are any.
+    pub fn release(&mut self, commit: &Commit) -> bool {
+        let before = self.taken;
         let released = self.record.as_mut().map(|record| record.release(commit.epoch())).unwrap_or_default();
         for (epoch, writes) in released {
-            self.let_go(writes, |_| Origin::Epoch(commit.generation(), epoch));
+            self.let_go(writes, Origin::Epoch(commit.generation(), epoch));
         }
+        self.taken > before
     }
 
     /// Newest epoch whose commit was given.
@@ -285,7 +287,7 @@ impl Hold {
             }
         }
         if let Some(record) = self.record.take() {
-            self.let_go(record.into_writes(), |_| Origin::Alone);
+            self.let_go(record.into_writes(), Origin::Alone);
         }
         if let Some(errno) = self.failed {
             self.give_up(errno, &mut outcome);

@@ -1,6 +1,6 @@
 //! Shared mode: one device that both hosts can open, and that only the node that runs the guest writes to.
 //!
-//! Lives here: what is held and what may go ([`hold`], pure), what reads see of it ([`overlay`], pure), what a standby keeps ([`kept`], pure). Not here: shutting an old owner out at the storage
+//! Lives here: what is held and what may go ([`hold`], pure), what reads see of it ([`overlay`], pure), what a standby keeps ([`kept`], pure); around them the device and the guest's requests ([`disk`]), and what the node does with it in either role ([`primary`], [`standby`]). Not here: shutting an old owner out at the storage
 //! (`failover::fence`), without which none of this is safe: a node that slept between a commit and its writes would write over newer data (DESIGN: "the sleeper").
 //!
 //! # The way of a write
@@ -42,6 +42,9 @@
 //! | the device fails at a node that is alone, under a write that was answered | lost, as from a disk's cache: the guest's flushes and everything after fail |
 //! | the device says that this node is shut out | dropped: the guest is stopped at once |
 
+pub(crate) mod disk;
 pub mod hold;
 pub mod kept;
 pub mod overlay;
+pub(crate) mod primary;
+mod standby;

@@ -25,6 +25,7 @@ pub struct Host {
     pub events: Receiver<DiskEvent>,
     pub room: Receiver<()>,
     pub pressure: Receiver<()>,
+    pub waiting: Receiver<()>,
     pub path: PathBuf,
 }
 
@@ -54,6 +55,7 @@ impl Host {
         let (tell, events) = channel();
         let (tell_room, room) = channel();
         let (tell_pressure, pressure) = channel();
+        let (tell_waiting, waiting) = channel();
         let send = |to: Sender<()>| {
             let to = Mutex::new(to);
             Box::new(move || {
@@ -64,11 +66,12 @@ impl Host {
         disk.attach(Hooks {
             room: send(tell_room),
             pressure: send(tell_pressure),
+            waiting: send(tell_waiting),
             event: Box::new(move |event| {
                 let _ = tell.lock().unwrap().send(event);
             }),
         });
-        Host { disk, events, room, pressure, path: options.path.clone() }
+        Host { disk, events, room, pressure, waiting, path: options.path.clone() }
     }
 
     pub fn content(&self) -> Vec<u8> {
@@ -141,11 +144,13 @@ pub struct Guest {
     pub random: StdRng,
     tag: u64,
     pub in_flight: usize,
+    /// It discards; else it writes zeroes instead, whose content is certain.
+    pub discards: bool,
 }
 
 impl Guest {
     pub fn new(model: Vec<u8>, seed: u64) -> Guest {
-        Guest { model, random: StdRng::seed_from_u64(seed), tag: 0, in_flight: 0 }
+        Guest { model, random: StdRng::seed_from_u64(seed), tag: 0, in_flight: 0, discards: true }
     }
 
     /// Any request, from 512 bytes to 1 MiB, many of them overlapping one another.
@@ -189,7 +194,10 @@ impl Guest {
 
     /// Submits a request at random, and looks at what has been answered. `false`: the disk had no room.
     pub fn act(&mut self, host: &Host) -> bool {
-        let op = self.any_op();
+        let op = match self.any_op() {
+            BlockOp::Discard { offset, len } if !self.discards => BlockOp::WriteZeroes { offset, len, may_unmap: true },
+            op => op,
+        };
         self.tag += 1;
         let taken = host.disk.submit(BlockRequest { tag: self.tag, op: op.clone() }).is_ok();
         if taken {

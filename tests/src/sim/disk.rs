@@ -151,6 +151,7 @@ impl Disk {
             overwrite: self.overwrite,
             content: None,
             changed: self.marks.runs(),
+            device: None,
         }
     }
 
