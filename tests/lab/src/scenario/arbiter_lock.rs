@@ -15,7 +15,7 @@ use crate::lab::{Lab, LabOptions};
 const LOCK: &str = "/arbiter/proof.lock";
 const COUNT: &str = "/arbiter/proof.count";
 /// What each host adds up to, one by one.
-const EACH: u32 = 60;
+const EACH: u32 = 15;
 
 /// Holds the lock until it is killed, and says when it has it.
 fn hold(host: &Host) -> Result<u32, LabError> {
@@ -75,7 +75,7 @@ fn freed(host: &Host, whose: &str) -> Result<(), LabError> {
 /// Both hosts count in one file at the same time, each number read and written under the lock: none may be lost.
 fn counted(lab: &mut Lab) -> Result<(), LabError> {
     let script = format!(
-        "n=0; while [ $n -lt {EACH} ]; do until flock -n {LOCK} sh -c 'read c <{COUNT}; echo $((c+1)) >{COUNT}.new; mv {COUNT}.new {COUNT}'; do :; done; n=$((n+1)); done"
+        "n=0; while [ $n -lt {EACH} ]; do until flock -n {LOCK} sh -c 'read c <{COUNT}; echo $((c+1)) >{COUNT}.new; mv {COUNT}.new {COUNT}'; do sleep 0.05; done; n=$((n+1)); done"
     );
     lab.host(1)?.must(&format!("echo 0 >{COUNT}"))?;
     std::thread::scope(|scope| {
