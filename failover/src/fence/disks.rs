@@ -41,7 +41,8 @@ impl DiskFences {
                     reservations.push(reservation);
                 }
                 (Err(error), Some(command)) => {
-                    tracing::info!(disk = name, command = command.text(), %error, "shared, fenced by the command");
+                    tracing::info!(disk = name, command = command.text(), "shared, cannot be reserved: fenced by the command");
+                    tracing::debug!(disk = name, %error, "why it cannot be reserved");
                     others.push(name);
                 }
                 (Err(error), None) => return Err(error),
