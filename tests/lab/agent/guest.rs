@@ -1,11 +1,12 @@
 //! What runs in the stock guest beside the agent's server: the probes, and the servers under load that the kernel's command line names.
 //!
-//! `lab.services=redis,sqlite` names the servers; `lab.stamp=MIB` the stamped memory (0: none). Ends in good order on `power-off`.
+//! `lab.services=redis,sqlite` names the servers; `lab.stamp=MIB` the stamped memory (0: none); `lab.blocks=DEVICE,...`
+//! disks that are written and read at random ([`blocks`]). Ends in good order on `power-off`.
 
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::{boot_option, clock, sqlite, stamp, sys};
+use crate::{blocks, boot_option, button, clock, sqlite, stamp, sys};
 
 /// Stamped memory over all processors, MiB, unless the command line says otherwise.
 const STAMPED_MIB: usize = 8;
@@ -14,6 +15,7 @@ const GRACE: Duration = Duration::from_millis(1500);
 
 /// Starts everything that the command line names.
 pub fn start_services() {
+    button::listen();
     let stamped = boot_option("lab.stamp").and_then(|text| text.parse().ok()).unwrap_or(STAMPED_MIB);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(sys::MOST_CPUS);
     for cpu in 0..cpus {
@@ -21,6 +23,9 @@ pub fn start_services() {
         if stamped > 0 {
             std::thread::spawn(move || stamp::run(cpu, (stamped / cpus).max(1)));
         }
+    }
+    for device in boot_option("lab.blocks").unwrap_or_default().split(',').filter(|d| !d.is_empty()) {
+        blocks::start(device);
     }
     for service in boot_option("lab.services").unwrap_or_default().split(',').filter(|s| !s.is_empty()) {
         match service {
@@ -43,7 +48,7 @@ fn redis() {
 
 /// What the probes have seen: `key=value` lines.
 pub fn status() -> String {
-    format!("{}{}", stamp::status(), clock::status())
+    format!("{}{}{}", stamp::status(), clock::status(), blocks::status())
 }
 
 /// Ends every process, makes the root disk clean and read-only, and turns the machine off or starts it again.

@@ -3,6 +3,8 @@
 //! `agent host` and `agent guest` are process 1: they start `agent serve-host` or `agent serve-guest`, and reap what is orphaned. Nothing here
 //! is part of the system under test. Standard library only, linked statically: it runs in an initramfs, on any root file system.
 
+mod blocks;
+mod button;
 mod clock;
 mod guest;
 mod serve;

@@ -15,11 +15,22 @@ unsafe extern "C" {
     fn reboot(command: c_int) -> c_int;
     fn sync();
     fn clock_settime(clock: c_int, time: *const Timespec) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn fallocate(fd: c_int, mode: c_int, offset: i64, length: i64) -> c_int;
     fn sched_setaffinity(pid: c_int, bytes: usize, mask: *const c_ulong) -> c_int;
 }
 
 /// Processors that probes run on at most; more than any machine of Lockstep has.
 pub const MOST_CPUS: usize = 16;
+
+/// For `open`: around the page cache (asm-generic/fcntl.h, as on x86).
+pub const O_DIRECT: i32 = 0o40000;
+/// linux/fs.h: `_IO(0x12, 119)` and `_IO(0x12, 127)`.
+const BLKDISCARD: c_ulong = 0x1277;
+const BLKZEROOUT: c_ulong = 0x127f;
+/// FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE (linux/falloc.h).
+const PUNCH_HOLE: c_int = 0x01 | 0x02;
+
 /// SIGKILL.
 pub const KILL: i32 = 9;
 /// SIGTERM.
@@ -73,4 +84,24 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     let mask: c_ulong = 1 << cpu;
     // SAFETY: the mask is as long as is said, and read only during the call; 0 is the calling thread.
     checked(unsafe { sched_setaffinity(0, size_of::<c_ulong>(), &raw const mask) }).map(drop)
+}
+
+/// Says that `length` bytes of a block device from `offset` on are not needed any more.
+pub fn discard(fd: c_int, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: BLKDISCARD reads two u64; `range` lives for the length of the call.
+    checked(unsafe { ioctl(fd, BLKDISCARD, range.as_ptr()) }).map(drop)
+}
+
+/// Makes `length` bytes of a block device from `offset` on zeros.
+pub fn zero_out(fd: c_int, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: BLKZEROOUT reads two u64; `range` lives for the length of the call.
+    checked(unsafe { ioctl(fd, BLKZEROOUT, range.as_ptr()) }).map(drop)
+}
+
+/// The same by fallocate(2), which lets the device give the space back.
+pub fn punch_hole(fd: c_int, offset: u64, length: u64) -> io::Result<()> {
+    // SAFETY: takes no memory.
+    checked(unsafe { fallocate(fd, PUNCH_HOLE, offset as i64, length as i64) }).map(drop)
 }

@@ -207,6 +207,14 @@ impl Agent<'_> {
     pub fn power_off(&self, bound: Duration) -> Result<(), LabError> {
         self.simple("power-off", bound).map(drop)
     }
+
+    /// Starts the machine again from inside, in good order.
+    ///
+    /// # Errors
+    /// The request is not answered.
+    pub fn reboot(&self, bound: Duration) -> Result<(), LabError> {
+        self.simple("reboot", bound).map(drop)
+    }
 }
 
 fn realtime_ns() -> i128 {

@@ -60,11 +60,13 @@ pub struct HostOptions {
     pub cpu: &'static str,
     /// What it is to the lab's storage.
     pub storage: Storage,
+    /// Further words on its kernel's command line.
+    pub parameters: &'static str,
 }
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm", storage: Storage::None }
+        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm", storage: Storage::None, parameters: "" }
     }
 }
 
@@ -188,7 +190,10 @@ impl Host {
         arguments.extend(["-device".into(), "vhost-user-fs-pci,chardev=arbiter,tag=arbiter".into()]);
         arguments.extend(["-kernel".into(), prepared.host.kernel.vmlinux.display().to_string()]);
         arguments.extend(["-initrd".into(), prepared.host.initramfs.display().to_string()]);
-        arguments.extend(["-append".into(), format!("{KERNEL_PARAMETERS} lab.id={number} lab.mtu={REPLICATION_MTU}")]);
+        arguments.extend([
+            "-append".into(),
+            format!("{KERNEL_PARAMETERS} lab.id={number} lab.mtu={REPLICATION_MTU} {}", self.options.parameters),
+        ]);
         // Relative to the run's directory: a socket's path may only be 107 bytes long.
         arguments.extend([
             "-serial".into(),
@@ -396,6 +401,15 @@ impl Host {
     pub fn set_carrier(&self, net: Net, up: bool) -> Result<(), LabError> {
         let arguments = json!({"name": format!("card-{}", net.port(self.number)), "up": up});
         qmp::command(&self.name, &self.file("qmp"), "set_link", &arguments).map(drop).map_err(LabError::trouble)
+    }
+
+    /// A disk of the host, `vda` or `vdb`, answers nothing any more, for as long as this life lasts: its throughput is one byte a second.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn hang_disk(&self, disk: &str) -> Result<(), LabError> {
+        let arguments = json!({"device": disk, "bps": 1, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
+        qmp::command(&self.name, &self.file("qmp"), "block_set_io_throttle", &arguments).map(drop).map_err(LabError::trouble)
     }
 
     /// Takes one of its cards out of the switch, or puts it back: silence in both directions, and everybody keeps the carrier.

@@ -50,8 +50,6 @@ pub(super) struct Header {
     payload_at: u64,
     /// Where the kernel wants to be, and may have to be.
     preferred: u64,
-    relocatable: bool,
-    alignment: u64,
     /// Memory from the load address on that the kernel uses before it looks at the memory map.
     init_size: u64,
     /// Highest address of the initial RAM file system.
@@ -104,31 +102,25 @@ impl Header {
             version,
             payload_at,
             preferred: u64_at(image, 0x258),
-            relocatable: image[0x234] != 0,
-            alignment,
             init_size: u64::from(u32_at(image, 0x260)),
             initrd_max: u64::from(u32_at(image, 0x22c)),
             cmdline_max: u32_at(image, 0x238) as usize,
         })
     }
 
-    /// Where the kernel goes in `bytes` of memory: where it prefers to be, or else, if it may be anywhere, as low as it can.
+    /// Where the kernel goes in `bytes` of memory: where it prefers to be. Even one that may be anywhere must not be put lower: it would move itself up to there before it unpacks
+    /// itself (Documentation/arch/x86/boot.rst, init_size), beyond the end of a small memory and without a word.
     fn place(&self, image: &[u8], bytes: u64) -> Result<u64, String> {
         let needs = self.init_size.max(image.len() as u64 - self.payload_at);
         let fits = |address: u64| {
             let first = memory::ranges(bytes)[0];
             address >= EXTENDED_START && places::in_memory(address, needs, bytes) && address < first.1
         };
-        let lowest = EXTENDED_START.next_multiple_of(self.alignment);
         if fits(self.preferred) {
-            Ok(self.preferred)
-        } else if self.relocatable && fits(lowest) {
-            Ok(lowest)
-        } else {
-            let first = if self.relocatable { lowest.min(self.preferred) } else { self.preferred };
-            let mib = first.saturating_add(needs).div_ceil(1 << 20);
-            Err(format!("it needs {mib} MiB of memory to unpack itself and the guest has {} MiB; give the guest more memory", bytes >> 20))
+            return Ok(self.preferred);
         }
+        let mib = self.preferred.saturating_add(needs).div_ceil(1 << 20);
+        Err(format!("it needs {mib} MiB of memory to unpack itself and the guest has {} MiB; give the guest more memory", bytes >> 20))
     }
 
     /// First address that the initial RAM file system must not reach.

@@ -100,8 +100,9 @@ fn check(image: &[u8], memory_bytes: u64) -> Result<Taken, String> {
         }
         if kind == elf::PT_LOAD && memory_size > 0 {
             if file_size > memory_size || !places::in_memory(address, memory_size, memory_bytes) {
+                let mib = address.saturating_add(memory_size).div_ceil(1 << 20);
                 return Err(format!(
-                    "its segment at {address:#x} of {memory_size} bytes is outside the {} MiB of guest memory",
+                    "its segment at {address:#x} of {memory_size} bytes is outside the {} MiB of guest memory; it takes more than {mib} MiB",
                     memory_bytes >> 20
                 ));
             }

@@ -36,6 +36,9 @@ pub struct GuestSpec {
     pub rng: Option<bool>,
     /// Where the console goes.
     pub console: Console,
+    /// Silence after which a peer is held to be gone. Hosts under emulation on two busy cores may stand still for some hundred milliseconds; the boot of many vCPUs
+    /// on one emulated processor keeps them longer.
+    pub detection: &'static str,
     /// `--verify-memory`: its value.
     pub verify: Option<&'static str>,
     /// Further words on the guest kernel's command line.
@@ -131,6 +134,7 @@ impl GuestSpec {
             nets: 1,
             rng: None,
             console: Console::Log,
+            detection: "1s",
             verify: None,
             parameters: String::new(),
             options: Vec::new(),
@@ -144,11 +148,11 @@ impl GuestSpec {
         GuestSpec { memory_mib: 16, verify: Some("all"), ..GuestSpec::built_in() }
     }
 
-    /// Debian's kernel and the lab's agent, in the initramfs: no disk, no services.
+    /// Debian's kernel and the lab's agent, in the initramfs: no disk, no services. For scenarios that are not about detection.
     #[must_use]
     pub fn stock() -> GuestSpec {
         let stock = Stock { series: Series::V6_12, image: Image::Vmlinux, disk: false, services: "" };
-        GuestSpec { name: "debian-6.12", memory_mib: 256, stock: Some(stock), ..GuestSpec::built_in() }
+        GuestSpec { name: "debian-6.12", memory_mib: 256, detection: "5s", stock: Some(stock), ..GuestSpec::built_in() }
     }
 
     /// Debian on a mirrored disk, with `services`. By its bzImage: a standby reads its kernel through when it starts, and an ELF image is five times as

@@ -11,8 +11,10 @@ pub mod events;
 pub mod faults;
 pub mod guest;
 pub mod ledger;
+pub mod machine;
 pub mod node;
 pub mod on_disk;
+pub mod pair;
 pub mod peers;
 pub mod report;
 pub mod reservations;
@@ -170,7 +172,30 @@ pub const ALL: &[Scenario] = &[
         by_name: true,
         ..scenario("qemu-beside", faults::death, Rounds::exactly(2, 5, 150))
     },
+    Scenario { guest: machine::devices::guest, rounds: Rounds::exactly(1, 5, 60), ..machine("machine-devices", machine::devices::play) },
+    Scenario { guest: machine::power::guest, rounds: Rounds::exactly(1, 5, 60), ..machine("machine-reboots", machine::power::reboots) },
+    Scenario { guest: GuestSpec::built_in, rounds: Rounds::exactly(1, 2, 30), ..machine("machine-unlike-cpus", machine::cpus::unlike) },
+    machine("machine-resets", machine::power::resets),
+    machine("machine-kernels", machine::kernels::all),
+    machine("machine-16-vcpus", machine::kernels::sixteen),
+    machine("machine-without-drivers", machine::kernels::without_drivers),
+    Scenario { guest: machine::memory::large, ..machine("machine-6-gib", machine::memory::beyond_four_gib) },
+    Scenario { guest: machine::disks::guest, ..machine("machine-disk-hang", machine::disks::hang) },
 ];
+
+/// A scenario with guests of its own, in the soak or by its whole name only.
+const fn machine(name: &'static str, own: Own) -> Scenario {
+    Scenario {
+        name,
+        guest: GuestSpec::stock,
+        play: Play::Own(own),
+        rounds: Rounds::exactly(1, 3, 90),
+        round_bound: Duration::from_secs(600),
+        hosts: 2,
+        host_mib: 1024,
+        by_name: true,
+    }
+}
 
 /// Runs `scenario`, writing what comes of it into `row`.
 ///

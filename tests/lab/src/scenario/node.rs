@@ -21,8 +21,6 @@ pub const PROTECTED_BOUND: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(5);
 /// Bytes of a log shown in an error.
 const SHOWN: usize = 1500;
-/// Silence after which a peer is held to be gone. Hosts under emulation on two busy cores may stand still for some hundred milliseconds.
-const DETECTION: &str = "1s";
 
 /// A node that was started. Its process may have ended since, with its host or by itself.
 #[derive(Debug)]
@@ -64,7 +62,7 @@ impl Node {
         options.extend([
             ("arbiter", "file:/arbiter/lab".to_owned()),
             ("standby", replication(peer)),
-            ("detection-bound", DETECTION.to_owned()),
+            ("detection-bound", guest.detection.to_owned()),
             ("events", format!("/shared/{name}.events")),
             ("log", "info".to_owned()),
         ]);
@@ -158,10 +156,7 @@ impl Node {
     pub fn until_protected(&mut self) -> Result<Generation, LabError> {
         let deadline = Instant::now() + PROTECTED_BOUND;
         loop {
-            let newest = self.events().iter().rev().find_map(|e| match e.what {
-                NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
-                _ => None,
-            });
+            let newest = self.newest_state();
             if let Some((Role::Primary, Protection::Protected, generation)) = newest {
                 return Ok(generation);
             }
@@ -171,6 +166,18 @@ impl Node {
             }
             std::thread::sleep(TICK);
         }
+    }
+
+    fn newest_state(&mut self) -> Option<(Role, Protection, Generation)> {
+        self.events().iter().rev().find_map(|e| match e.what {
+            NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
+            _ => None,
+        })
+    }
+
+    /// How safe its guest is by its newest word.
+    pub fn find_last_protection(&mut self) -> Option<Protection> {
+        self.newest_state().map(|(_, protection, _)| protection)
     }
 
     /// The generation it activated in, if it has.

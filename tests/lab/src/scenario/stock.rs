@@ -25,7 +25,7 @@ pub fn agent(network: &Network) -> Agent<'_> {
 }
 
 /// The value of `key` among `key=value` lines.
-fn value<'a>(text: &'a str, key: &str) -> Result<&'a str, LabError> {
+pub(super) fn value<'a>(text: &'a str, key: &str) -> Result<&'a str, LabError> {
     let find = text.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| *name == key);
     find.map(|(_, value)| value).ok_or_else(|| LabError::Found(format!("the guest's probes do not tell {key}")))
 }
@@ -63,9 +63,20 @@ fn probes_going_on(guest: &Agent<'_>, cpus: usize) -> Result<String, LabError> {
 /// # Errors
 /// Memory or kernel log are not as they should be, or the guest cannot be asked or switched off.
 pub fn conclude(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), LabError> {
-    let network = course.network();
-    let guest = agent(&network);
-    let probes = probes_going_on(&guest, usize::from(course.guest.cpus))?;
+    judge_probes(&course.network(), course.guest.cpus, row)?;
+    if course.guest.stock.is_some_and(|stock| stock.disk) {
+        switch_off(course, told, row)?;
+    }
+    Ok(())
+}
+
+/// Asks the guest's probes and kernel what they have seen, once the probes have gone on on each of its `cpus` processors.
+///
+/// # Errors
+/// Memory, clocks, disks or kernel log are not as they should be, or the guest cannot be asked.
+pub fn judge_probes(network: &Network, cpus: u8, row: &mut Row) -> Result<(), LabError> {
+    let guest = agent(network);
+    let probes = probes_going_on(&guest, usize::from(cpus))?;
     if value(&probes, "stamps_wrong")? != "0" {
         return Err(LabError::Found(format!("memory stamps in the guest: {probes}")));
     }
@@ -74,14 +85,14 @@ pub fn conclude(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), L
     if row.clock_ok == Some(false) {
         return Err(LabError::Found(format!("the guest's clocks: {probes}")));
     }
+    if value(&probes, "blocks_wrong")? != "0" {
+        return Err(LabError::Found(format!("what the guest wrote to its disks: {probes}")));
+    }
     // The first shell that the guest ever runs: it comes from the disk, which takes its time under emulation on a busy machine.
     let errors = guest.must("dmesg -r | grep -E '^<[0-3]>' || true", NODE_BOUND)?;
     let bad: Vec<&str> = errors.lines().filter(|line| !HARMLESS.iter().any(|known| line.contains(known))).collect();
     if !bad.is_empty() {
         return Err(LabError::Found(format!("the guest's kernel log: {}", bad.join(" | "))));
-    }
-    if course.guest.stock.is_some_and(|stock| stock.disk) {
-        switch_off(course, told, row)?;
     }
     Ok(())
 }
