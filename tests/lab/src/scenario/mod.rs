@@ -193,6 +193,7 @@ const fn machine(name: &'static str, own: Own) -> Scenario {
         round_bound: Duration::from_secs(600),
         hosts: 2,
         host_mib: 1024,
+        storage: false,
         by_name: true,
     }
 }

@@ -101,6 +101,25 @@ impl Node {
         tail(&String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()), SHOWN).to_owned()
     }
 
+    /// Waits until a line of its log has all of `words`; that line.
+    ///
+    /// # Errors
+    /// None comes in time.
+    pub fn until_logged(&self, words: &[&str]) -> Result<String, LabError> {
+        let deadline = Instant::now() + NODE_BOUND;
+        loop {
+            let log = String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned();
+            if let Some(line) = log.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+                return Ok(line.to_owned());
+            }
+            if Instant::now() >= deadline {
+                let detail = format!("; the end of its log:\n{}", self.log_tail());
+                return Err(LabError::Late { what: format!("node {}: {words:?} in its log", self.name), bound: NODE_BOUND, detail });
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
     /// All it has told so far.
     pub fn events(&mut self) -> &[NodeEvent] {
         self.events.refresh();

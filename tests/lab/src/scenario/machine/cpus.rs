@@ -1,8 +1,6 @@
 //! Hosts with unlike processors: what both can carry is protected, and everything else is refused by the features' names. With the built-in guest: none of
 //! it is the kernel's business.
 
-use types::event::NodeEventKind;
-
 use super::super::Stage;
 use super::super::node::{GuestSpec, NODE_BOUND, Node, Part};
 use super::super::pair::lab;
@@ -37,13 +35,9 @@ pub fn unlike(stage: &Stage<'_>, turns: &mut Turns, row: &mut Row) -> Result<(),
     Ok(())
 }
 
-/// A node that has no standby, and why by its newest word.
-fn refusal(node: &mut Node, from: usize) -> Result<String, LabError> {
-    node.until("a refusal", from, NODE_BOUND, |event| match &event.what {
-        NodeEventKind::Warning { text } if text.contains("refus") => Some(text.clone()),
-        NodeEventKind::State { reason, .. } if reason.contains("refus") => Some(reason.clone()),
-        _ => None,
-    })
+/// Why a primary has no standby, as it says itself.
+fn refusal(node: &Node) -> Result<String, LabError> {
+    node.until_logged(&["no standby", "refused", "the machines differ"])
 }
 
 fn features(lab: &mut Lab, row: &mut Row) -> Result<(), LabError> {
@@ -53,8 +47,8 @@ fn features(lab: &mut Lab, row: &mut Row) -> Result<(), LabError> {
     let guest = of("host");
     let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, &guest, &shared)?;
     standby.until_ready()?;
-    let mut primary = Node::start(lab.host(1)?, 2, Part::Primary, 1, &guest, &shared)?;
-    let told = refusal(&mut primary, 0)?;
+    let primary = Node::start(lab.host(1)?, 2, Part::Primary, 1, &guest, &shared)?;
+    let told = refusal(&primary)?;
     for feature in ["avx", "bmi1", "fma"] {
         expect(told.to_lowercase().contains(feature), || format!("the refusal does not name {feature}: {told}"))?;
     }
@@ -89,8 +83,8 @@ fn counters(lab: &mut Lab) -> Result<(), LabError> {
     let guest = GuestSpec { model: Some("x86-64-v2"), ..GuestSpec::built_in() };
     let mut standby = Node::start(lab.host(3)?, 1, Part::Standby { first: true }, 3, &guest, &shared)?;
     standby.until_ready()?;
-    let mut primary = Node::start(lab.host(1)?, 3, Part::Primary, 3, &guest, &shared)?;
-    let told = refusal(&mut primary, 0)?;
+    let primary = Node::start(lab.host(1)?, 3, Part::Primary, 3, &guest, &shared)?;
+    let told = refusal(&primary)?;
     expect(told.contains("TSC") && told.contains("kHz"), || format!("the refusal does not name the counters: {told}"))?;
     stop(lab, &[&primary, &standby])
 }
