@@ -18,17 +18,24 @@ pub(crate) struct Front {
     done: Mutex<Vec<BlockDone>>,
     event: EventFd,
     hooks: Mutex<Option<Arc<Hooks>>>,
+    /// The device has shut this node out. Whoever takes the disk over is told: who had it before may have had no use for it (a standby's hooks while it activates, none at a cold start), and it is said only once.
+    shut_out: Mutex<Option<DiskEvent>>,
 }
 
 impl Front {
     pub(crate) fn new(index: DiskIndex, info: BlockInfo, path: PathBuf) -> Result<Arc<Front>, DiskError> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| DiskError::io("making an eventfd for", &path)(error.into()))?;
-        Ok(Arc::new(Front { index, info, path, done: Mutex::new(Vec::new()), event, hooks: Mutex::new(None) }))
+        Ok(Arc::new(Front { index, info, path, done: Mutex::new(Vec::new()), event, hooks: Mutex::new(None), shut_out: Mutex::new(None) }))
     }
 
     pub(crate) fn attach(&self, hooks: Hooks) {
         *self.hooks.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hooks));
+        // After the hooks are set: told twice in the worst case, never not at all.
+        let shut_out = self.shut_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(event) = shut_out {
+            self.tell(event);
+        }
     }
 
     /// Gives the guest an answer.
@@ -53,6 +60,9 @@ impl Front {
     }
 
     pub(crate) fn tell(&self, event: DiskEvent) {
+        if matches!(event, DiskEvent::ShutOut { .. }) {
+            *self.shut_out.lock().unwrap_or_else(PoisonError::into_inner) = Some(event.clone());
+        }
         if let Some(hooks) = self.hooks() {
             (hooks.event)(event);
         }

@@ -10,7 +10,7 @@ use common::*;
 use disk_buffer::disk::Tuning;
 use disk_buffer::engine::faults::{Asked, Faults, Strike};
 use disk_buffer::record::Limits;
-use disk_buffer::{Cache, Disk, DiskCopy, DiskError, DiskEvent, DiskOptions, Fenced, Mode, Plan, Refusal, plan};
+use disk_buffer::{Cache, Disk, DiskCopy, DiskError, DiskEvent, DiskOptions, Fenced, Hooks, Mode, Plan, Refusal, plan};
 use rand::{Rng, SeedableRng};
 use types::block::{BlockDone, BlockError, BlockOp, BlockRequest, DiskIndex};
 use types::{Commit, Epoch, Generation};
@@ -440,6 +440,12 @@ fn a_node_whose_write_the_device_refuses_for_a_newer_owner_says_so_and_answers_n
         assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::ShutOut { .. }));
         assert_eq!(done(&primary).len(), usize::from(protected), "what was not held has no answer");
         assert!(primary.disk.submit(BlockRequest { tag: 2, op: BlockOp::Flush }).is_err());
+
+        // Whoever had the disk at that moment may not have been the one who runs the guest.
+        let (tell, told) = std::sync::mpsc::channel();
+        let event = Box::new(move |event| tell.send(event).unwrap());
+        primary.disk.attach(Hooks { room: Box::new(|| {}), pressure: Box::new(|| {}), waiting: Box::new(|| {}), event });
+        assert!(matches!(told.recv_timeout(BOUND).unwrap(), DiskEvent::ShutOut { .. }));
     }
 }
 

@@ -77,4 +77,6 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
             }),
         });
     }
+    // Room that came before these hooks were there was told to nobody who could use it.
+    shared.machine.retry_output();
 }

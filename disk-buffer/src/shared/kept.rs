@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use types::Epoch;
 use types::block::DiskWrite;
 
+use super::newest::newest;
 use crate::record::Limits;
 
 /// Why an epoch is not taken.
@@ -109,10 +110,10 @@ impl Kept {
         self.writes.front().map(|(epoch, _)| *epoch)
     }
 
-    /// A takeover: the committed writes that may not be on the device, in order.
+    /// A takeover: the committed writes that may not be on the device, in order, without what later ones of them write over ([`super::newest`] says why).
     #[must_use]
     pub fn take_over(self) -> Vec<DiskWrite> {
-        self.writes.into_iter().flat_map(|(_, writes)| writes).collect()
+        newest(self.writes.into_iter().flat_map(|(_, writes)| writes).collect())
     }
 }
 
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     fn write(byte: u8) -> DiskWrite {
-        DiskWrite { disk: DiskIndex(0), offset: 0, change: DiskChange::Data(vec![byte; 512].into()) }
+        DiskWrite { disk: DiskIndex(0), offset: u64::from(byte) * 512, change: DiskChange::Data(vec![byte; 512].into()) }
     }
 
     fn committed(epochs: u64) -> Kept {

@@ -45,6 +45,7 @@
 pub(crate) mod disk;
 pub mod hold;
 pub mod kept;
+mod newest;
 pub mod overlay;
 pub(crate) mod primary;
 mod standby;

@@ -102,8 +102,9 @@ pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>) -> 
 /// # Errors
 /// What does not come about.
 pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>) -> Result<(), LabError> {
-    /// Long enough for every detection to have had its chance, well below the clients' patience.
-    const CUT: Duration = Duration::from_secs(3);
+    /// Long enough for every detection to have had its chance (the nodes' bound is a second), and so short that TCP's third retransmission finds the wire again: after 3 s of silence the next tries of both ends are 6 and 12 s
+    /// after the first, beyond the clients' patience.
+    const CUT: Duration = Duration::from_secs(2);
     /// What is on its way when the wire is cut may still arrive.
     const ON_ITS_WAY: Duration = Duration::from_millis(100);
     /// Writes before and after, so that many requests of every kind are cut off or follow the cut.
