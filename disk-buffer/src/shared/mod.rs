@@ -20,8 +20,8 @@
 //!   epoch is captured is part of the device's state; whoever takes over executes it again, behind what it took over.
 //! - *A discard* takes effect when it is carried out; until then its range keeps what it has.
 //! - *A standby* opens the device for reading and has no descriptor that could write. It keeps every committed epoch's writes until it is told that they are on the device.
-//! - *A takeover* makes what was kept the overlay, and hands it out in order while the guest runs. Some of it is on the device already: writing it again, in order, before anything newer, changes nothing, because the
-//!   old owner is shut out. What was not committed is dropped.
+//! - *A takeover* makes what was kept the overlay, of each place only the newest version (`newest.rs` says why), and hands it out in order while the guest runs. Some of it is on the device already: writing it again,
+//!   before anything newer, changes nothing, because the old owner is shut out. What was not committed is dropped.
 //!
 //! **Bounds.** What is held (committed or not) keeps within [`crate::record::Limits`], over all disks 64 MiB: then the guest's next write waits in its ring. A standby keeps no more than that either: it commits the next
 //! epoch when there is room, and the primary's word makes room.

@@ -64,7 +64,7 @@ fn cut(write: &DiskWrite, place: &Range<u64>) -> DiskWrite {
 pub fn newest(writes: Vec<DiskWrite>) -> Vec<DiskWrite> {
     let mut covered = Covered::default();
     let mut left = Vec::with_capacity(writes.len());
-    for write in writes.iter().rev().filter(|write| write.len() > 0) {
+    for write in writes.iter().rev().filter(|write| !write.is_empty()) {
         let range = write.offset..write.offset + write.len();
         left.extend(covered.rest(&range).iter().map(|place| cut(write, place)));
         if !matches!(write.change, DiskChange::Discard { .. }) {
