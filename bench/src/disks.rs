@@ -174,7 +174,7 @@ fn protected(folder: &Path, load: Load) -> Result<f64, BenchError> {
     let plan = plan(&ours, &theirs);
     standby.join(&plan, &ours, Generation(1))?;
     let mut copy = primary.begin_copy(&plan, &theirs)?;
-    copy.record()?;
+    copy.record(Generation(1))?;
     while let Some(piece) = copy.next_piece()? {
         piece.blocks().try_for_each(|(number, content)| standby.sync_block(number * ALIGN as u64, content))?;
     }

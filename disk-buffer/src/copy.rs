@@ -1,6 +1,6 @@
 //! What a joining standby gets of a disk while the guest runs, piece by piece. Not here: how exactly a mirror is copied ([`crate::mirror`]), and that nothing of a shared disk is ([`crate::shared`]).
 
-use types::PAGE_SIZE;
+use types::{Generation, PAGE_SIZE};
 
 use crate::error::DiskError;
 use crate::image::is_zero;
@@ -40,14 +40,14 @@ impl DiskCopy {
         }
     }
 
-    /// From now on every write is recorded, for epoch 1; what was written before and is not copied is the last pass, to be taken with [`DiskCopy::next_piece`] before epoch 1 is sealed. Returns its bytes.
+    /// From now on every write is recorded, for epoch 1; what was written before and is not copied is the last pass, to be taken with [`DiskCopy::next_piece`] before epoch 1 is sealed. Returns its bytes. Only commits of `generation`, in which the guest runs now, release what is recorded.
     ///
     /// # Errors
     /// As [`DiskCopy::next_pass`].
-    pub fn record(&mut self) -> Result<u64, DiskError> {
+    pub fn record(&mut self, generation: Generation) -> Result<u64, DiskError> {
         match &mut self.0 {
-            Kind::Mirror(copy) => copy.record(),
-            Kind::Shared(copy) => copy.record().map(|()| 0),
+            Kind::Mirror(copy) => copy.record(generation),
+            Kind::Shared(copy) => copy.record(generation).map(|()| 0),
         }
     }
 }

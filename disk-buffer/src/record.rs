@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use types::Epoch;
 use types::block::DiskWrite;
+use types::{Commit, Epoch, Generation};
 
 use crate::error::DiskError;
 
@@ -74,6 +74,8 @@ pub enum Room {
 #[derive(Debug)]
 pub struct Record {
     limits: Limits,
+    /// Whose commits count. The thread that carries out a release may have been held up over a strike-out and the next standby's epochs, which have the same numbers.
+    generation: Generation,
     open: Vec<DiskWrite>,
     open_bytes: usize,
     sealed: VecDeque<(Epoch, Arc<Vec<DiskWrite>>)>,
@@ -84,11 +86,12 @@ pub struct Record {
 }
 
 impl Record {
-    /// Nothing is recorded; the open epoch is the first.
+    /// Nothing is recorded; the open epoch is the first of this generation's link.
     #[must_use]
-    pub fn new(limits: Limits) -> Record {
+    pub fn new(limits: Limits, generation: Generation) -> Record {
         Record {
             limits,
+            generation,
             open: Vec::new(),
             open_bytes: 0,
             sealed: VecDeque::new(),
@@ -161,10 +164,11 @@ impl Record {
         self.last_sealed = self.sealed.back().map_or(self.last_released, |(newest, _)| *newest);
     }
 
-    /// Everything up to `epoch` is committed: it is the standby's now, and leaves the record, in order. An epoch that was not sealed releases nothing.
-    pub fn release(&mut self, epoch: Epoch) -> Vec<(Epoch, Arc<Vec<DiskWrite>>)> {
+    /// Everything up to the commit's epoch is the standby's now, and leaves the record, in order. An epoch that was not sealed releases nothing, and neither does a commit of another generation.
+    pub fn release(&mut self, commit: &Commit) -> Vec<(Epoch, Arc<Vec<DiskWrite>>)> {
         let mut released = Vec::new();
-        if epoch > self.last_sealed {
+        let epoch = commit.epoch();
+        if commit.generation() != self.generation || epoch > self.last_sealed {
             return released;
         }
         while let Some((sealed, writes)) = self.sealed.pop_front_if(|(sealed, _)| *sealed <= epoch) {

@@ -50,7 +50,7 @@ fn life(seed: u64) {
                 None => break,
             }
         }
-        copy.record().unwrap();
+        copy.record(types::Generation(1)).unwrap();
         while let Some(piece) = copy.next_piece().unwrap() {
             piece.blocks().for_each(|(number, content)| standby.disk.sync_block(number * 4096, content).unwrap());
             for _ in 0..guest.random.random_range(0..3) {

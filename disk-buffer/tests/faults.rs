@@ -346,7 +346,7 @@ fn a_full_copy_is_agreed_on_at_once_and_begins_when_the_standby_s_disk_reads_as_
     let (_, mut copy) = join(&primary, &standby);
     assert!(standby.disk.wait_wiped(BOUND).unwrap());
     hand_over(&mut copy, &standby);
-    copy.record().unwrap();
+    copy.record(types::Generation(1)).unwrap();
     epoch(&primary, &standby, 1);
     standby.disk.wait_applied(BOUND).unwrap();
 

@@ -243,7 +243,7 @@ fn a_report_that_overtakes_its_epochs_commit_is_not_lost() {
     primary.write(MIB, 0x11, 4096);
     let (_, mut copy) = join(&primary, &standby);
     hand_over(&mut copy, &standby);
-    copy.record().unwrap();
+    copy.record(types::Generation(1)).unwrap();
     hand_over(&mut copy, &standby);
     let sealed = primary.disk.seal(Epoch(1)).unwrap();
     standby.disk.stage(Epoch(1), sealed.to_vec()).unwrap();

@@ -80,7 +80,7 @@ fn life(seed: u64, hosts: usize) -> Plans {
             assert!(matches!(state.disk.start_primary(), Err(DiskError::Unfit { .. })), "no guest starts from a copy that was broken off");
             continue;
         }
-        copy.record().unwrap();
+        copy.record(types::Generation(1)).unwrap();
         hand_over(&mut copy, standby);
         drop(copy);
         let mut committed = guest.model.clone();

@@ -35,7 +35,7 @@ fn holding(primary: &Host, tuning: Tuning) -> (Host, DiskCopy) {
     assert_eq!(plan, Plan::Nothing);
     assert_eq!(copy.next_pass().unwrap(), 0);
     assert!(copy.next_piece().unwrap().is_none());
-    assert_eq!(copy.record().unwrap(), 0);
+    assert_eq!(copy.record(Generation(7)).unwrap(), 0);
     (standby, copy)
 }
 

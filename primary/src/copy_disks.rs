@@ -5,6 +5,7 @@
 
 use checkpoint::DiskBlock;
 use disk_buffer::{CopyPiece, DiskCopy};
+use types::Generation;
 use types::block::DiskIndex;
 
 use crate::error::PrimaryError;
@@ -19,6 +20,8 @@ const SMALL_REST: u64 = 32 << 20;
 /// The copies of all disks that a standby needs.
 pub(crate) struct DiskCopies {
     copies: Vec<(DiskIndex, DiskCopy)>,
+    /// In which the guest runs: only its commits release what is recorded.
+    generation: Generation,
 }
 
 impl DiskCopies {
@@ -26,7 +29,7 @@ impl DiskCopies {
     pub(crate) fn begin(shared: &Shared, copying: &Copying) -> Result<DiskCopies, PrimaryError> {
         let begun = shared.disks.iter().zip(&copying.plans);
         let copies = begun.map(|(disk, (plan, standby))| Ok((disk.index(), disk.begin_copy(plan, standby)?)));
-        Ok(DiskCopies { copies: copies.collect::<Result<_, PrimaryError>>()? })
+        Ok(DiskCopies { copies: copies.collect::<Result<_, PrimaryError>>()?, generation: copying.generation })
     }
 
     /// Copies until little is left. `false`: the link is gone.
@@ -54,7 +57,7 @@ impl DiskCopies {
             return Ok(false);
         }
         for (_, copy) in &mut self.copies {
-            copy.record()?;
+            copy.record(self.generation)?;
         }
         let all = self.pass(parts)?;
         if !self.copies.is_empty() {

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
+use types::Generation;
+
 use super::{Inner, Phase};
 use crate::copy::CopyPiece;
 use crate::disk::MEDIUM_BOUND;
@@ -105,14 +107,14 @@ impl MirrorCopy {
     ///
     /// # Errors
     /// As [`MirrorCopy::next_pass`].
-    pub(crate) fn record(&mut self) -> Result<u64, DiskError> {
+    pub(crate) fn record(&mut self, generation: Generation) -> Result<u64, DiskError> {
         let disk = Arc::clone(&self.disk);
         let dirty = {
             let mut state = disk.lock();
             if state.session != self.session || !matches!(state.phase, Phase::Copying(_)) {
                 return Err(disk.wrong_phase("copying it", &state));
             }
-            let recording = Phase::Recording(Record::new(disk.limits));
+            let recording = Phase::Recording(Record::new(disk.limits, generation));
             match std::mem::replace(&mut state.phase, recording) {
                 Phase::Copying(dirty) => dirty,
                 _ => RegionSet::new(disk.info_bytes()),

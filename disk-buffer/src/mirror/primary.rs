@@ -135,7 +135,7 @@ impl Mirror {
         let room = {
             let mut state = inner.lock();
             let (Phase::Recording(record) | Phase::Protected(record)) = &mut state.phase else { return };
-            record.release(commit.epoch());
+            record.release(commit);
             let room = record.roomy();
             if record.released() > Epoch::NONE && matches!(state.phase, Phase::Recording(_)) {
                 // From here on the standby can take over what fails here.

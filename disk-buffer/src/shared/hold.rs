@@ -174,11 +174,11 @@ impl Hold {
         }
     }
 
-    /// From now on writes are held for their epoch.
-    pub fn hold(&mut self) {
+    /// From now on writes are held for their epoch of this generation.
+    pub fn hold(&mut self, generation: Generation) {
         if self.record.is_none() {
             self.taken = self.next;
-            self.record = Some(Record::new(self.limits));
+            self.record = Some(Record::new(self.limits, generation));
         }
     }
 
@@ -265,7 +265,7 @@ impl Hold {
     /// The standby holds every epoch up to the commit's: its writes may be handed out. Whether there are any.
     pub fn release(&mut self, commit: &Commit) -> bool {
         let before = self.taken;
-        let released = self.record.as_mut().map(|record| record.release(commit.epoch())).unwrap_or_default();
+        let released = self.record.as_mut().map(|record| record.release(commit)).unwrap_or_default();
         for (epoch, writes) in released {
             self.let_go(writes, Origin::Epoch(commit.generation(), epoch));
         }

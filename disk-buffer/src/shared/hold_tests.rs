@@ -305,7 +305,7 @@ impl World {
             Step::Discard(first, len) => self.write(first, DiskChange::Discard { len: len as u64 * SECTOR }),
             Step::Read(first, len) => self.read(first, len),
             Step::Flush => self.flush(),
-            Step::Hold => self.hold.hold(),
+            Step::Hold => self.hold.hold(Generation(1)),
             Step::Seal if self.hold.holds() => {
                 if self.epoch == Epoch::NONE {
                     // Whatever was not held is on the device before there is anything to take over.
@@ -388,7 +388,7 @@ fn commit(epoch: u64) -> Commit {
 /// Holding, with one write in the open epoch.
 fn holding() -> Hold {
     let mut hold = Hold::new(LIMITS);
-    hold.hold();
+    hold.hold(Generation(3));
     assert_eq!(hold.write(data(0, 1, 512), 1), Taken::Held(Room::Enough));
     hold
 }
@@ -496,7 +496,7 @@ fn a_node_that_may_not_write_any_more_hands_nothing_out_and_an_answer_that_comes
 fn what_is_held_is_bounded_until_the_device_has_it() {
     let limits = Limits { soft_bytes: 512, soft_writes: 16, hard_bytes: 1024, hard_writes: 64 };
     let mut hold = Hold::new(limits);
-    hold.hold();
+    hold.hold(Generation(3));
     assert_eq!(hold.write(data(0, 1, 512), 1), Taken::Held(Room::Pressure));
     hold.write(data(0, 1, 512), 2);
     assert_eq!(hold.write(data(0, 1, 512), 3), Taken::Full);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use types::block::DiskWrite;
 use types::fault::{Point, reach};
-use types::{Commit, Epoch};
+use types::{Commit, Epoch, Generation};
 
 use crate::disk::MEDIUM_BOUND;
 use crate::engine::Op;
@@ -150,13 +150,13 @@ impl SharedCopy {
     }
 
     /// From now on writes are held for their epoch.
-    pub(crate) fn record(&mut self) -> Result<(), DiskError> {
+    pub(crate) fn record(&mut self, generation: Generation) -> Result<(), DiskError> {
         self.is_current()?;
         let mut state = self.disk.lock();
         if !matches!(state.phase, Phase::Copying) {
             return Err(self.disk.wrong_phase("sharing it with a standby", &state));
         }
-        state.hold.hold();
+        state.hold.hold(generation);
         state.phase = Phase::Recording;
         Ok(())
     }

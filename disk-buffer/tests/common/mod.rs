@@ -267,7 +267,7 @@ pub fn epoch(primary: &Host, standby: &Host, number: u64) {
 pub fn protect(primary: &Host, standby: &Host) -> Plan {
     let (plan, mut copy) = join(primary, standby);
     hand_over(&mut copy, standby);
-    copy.record().unwrap();
+    copy.record(types::Generation(1)).unwrap();
     hand_over(&mut copy, standby);
     epoch(primary, standby, 1);
     plan

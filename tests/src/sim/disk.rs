@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use disk_buffer::record::{Limits, Record};
 use disk_buffer::regions::{REGION_BYTES, RegionSet};
 use disk_buffer::{CopyState, DataId, Identity, Mode, Plan};
-use types::Epoch;
 use types::block::{DiskChange, DiskIndex, DiskWrite};
+use types::{Commit, Epoch, Generation};
 
 use super::guest::{CLIENTS, PAGES};
 use super::rng::Rng;
@@ -260,10 +260,10 @@ impl Disk {
     }
 
     /// From now on writes are recorded; what was written before is the last pass.
-    pub(super) fn record(&mut self) {
+    pub(super) fn record(&mut self, generation: Generation) {
         self.next_pass();
         let limits = Limits { hard_writes: 96, soft_writes: 32, ..Limits::default() };
-        self.phase = Phase::Recording(Record::new(limits));
+        self.phase = Phase::Recording(Record::new(limits, generation));
     }
 
     pub(super) fn seal(&mut self, epoch: Epoch) -> Option<Vec<DiskWrite>> {
@@ -273,10 +273,10 @@ impl Disk {
         }
     }
 
-    pub(super) fn release(&mut self, epoch: Epoch) {
+    pub(super) fn release(&mut self, commit: &Commit) {
         match std::mem::replace(&mut self.phase, Phase::Alone) {
             Phase::Recording(mut record) | Phase::Protected(mut record) => {
-                record.release(epoch);
+                record.release(commit);
                 self.phase = Phase::Protected(record);
             }
             other => self.phase = other,

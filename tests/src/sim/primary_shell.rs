@@ -113,7 +113,7 @@ impl World {
         self.must(gated);
         self.processes[slot].gated = true;
         if self.sabotage == Some(Sabotage::RecordLate) {
-            self.disks[slot].record();
+            self.disks[slot].record(generation);
         }
         self.mode(slot, Mode::Gated);
     }
@@ -227,6 +227,7 @@ impl World {
         }
         let Some(guest) = self.processes[slot].guest else { return };
         // The disk first, then memory, then what was written to the disk meanwhile; after that, with every write recorded, the last of it.
+        let generation = self.processes[slot].node.generation();
         let disk = &mut self.disks[slot];
         let passes = [0, PAGES, LAST_PASS].contains(&page);
         let block = if passes { disk.next() } else { None };
@@ -242,7 +243,7 @@ impl World {
             None if page >= PAGES => {
                 let again = page < LAST_PASS - 1 && disk.next_pass();
                 if !again && self.sabotage != Some(Sabotage::RecordLate) {
-                    disk.record();
+                    disk.record(generation);
                 }
                 if again { PAGES } else { LAST_PASS }
             }
@@ -290,6 +291,7 @@ impl World {
 
     fn release_commit(&mut self, slot: usize, commit: Commit) {
         let (generation, epoch) = (commit.generation(), commit.epoch());
+        self.disks[slot].release(&commit);
         let mut output = Vec::new();
         let released = self.processes[slot]
             .buffer
@@ -303,7 +305,6 @@ impl World {
         for answer in output {
             self.release(slot, generation, Some(epoch), answer);
         }
-        self.disks[slot].release(epoch);
         if self.sabotage == Some(Sabotage::ClearAtCommit) {
             self.disks[slot].clear(epoch);
         }
