@@ -1,6 +1,6 @@
 //! Looking for the standby: connect, say hello, open the data connection; again and again until there is one.
 //!
-//! Lives here: one attempt and the thread that repeats it. Not here: when a standby is wanted (`run.rs`). Guards S7: every answer is bounded in time and size.
+//! Lives here: one attempt and the thread that repeats it. Not here: when a standby is wanted (`run/link.rs`). Guards S7: every answer is bounded in time and size.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The control thread of one link: commits in, output out.
 //!
-//! Lives here: what comes from the standby. Not here: what is said to it (`run.rs`). Guards S1 (a commit goes to the pure core, which attests the release) and
+//! Lives here: what comes from the standby. Not here: what is said to it (`run/`). Guards S1 (a commit goes to the pure core, which attests the release) and
 //! S3 for a node that slept: before a commit that was waiting in a socket is believed, the thread looks whether the process did not run for a while.
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //!
 //! | thread | file | does |
 //! |---|---|---|
-//! | role (the caller of [`run()`]) | `run.rs` | the role machine, heartbeats, the arbiter's answers, the machine's events |
+//! | role (the caller of [`run()`]) | `run.rs`, `run/` | the role machine, heartbeats, the arbiter's answers, the machine's events |
 //! | epoch | `epoch.rs` | pause, capture (`capture.rs`), resume; the first copy (`sync.rs`, `copy_disks.rs`) |
 //! | sender | `sender.rs` | encode, post, reap completions; one per link |
 //! | control | `control.rs` | commits in, output out; one per link |

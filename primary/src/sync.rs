@@ -1,6 +1,6 @@
 //! The first copy: all of memory, and of the disks what the standby lacks, to a new standby, while the guest runs.
 //!
-//! Lives here: the rounds, and the parts that everything goes in. Not here: the disks' passes (`copy_disks.rs`), who asked for it (`run.rs`) and the epochs that follow. Guards S5: a page that is written after it was read is in the next
+//! Lives here: the rounds, and the parts that everything goes in. Not here: the disks' passes (`copy_disks.rs`), who asked for it (`run/link.rs`) and the epochs that follow. Guards S5: a page that is written after it was read is in the next
 //! round or in epoch 1, because the log is collected (and armed again) before the pages of a round are read.
 
 use std::sync::Arc;
