@@ -56,7 +56,8 @@ pub struct HostOptions {
     pub cpus: u8,
     /// Memory.
     pub memory_mib: u32,
-    /// QEMU's `-cpu`. It must have AMD-V.
+    /// QEMU's `-cpu`. It must have AMD-V. Without ERMS: TCG carries out `rep movsb` byte by byte, and kernels and C libraries copy pages with it
+    /// wherever a processor calls it fast.
     pub cpu: &'static str,
     /// What it is to the lab's storage.
     pub storage: Storage,
@@ -66,7 +67,7 @@ pub struct HostOptions {
 
 impl Default for HostOptions {
     fn default() -> HostOptions {
-        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm", storage: Storage::None, parameters: "" }
+        HostOptions { cpus: 1, memory_mib: 1024, cpu: "max,+svm,-erms", storage: Storage::None, parameters: "" }
     }
 }
 

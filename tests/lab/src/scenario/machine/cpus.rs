@@ -12,7 +12,7 @@ use crate::host::HostOptions;
 use crate::lab::Lab;
 
 /// No AVX and nothing that came with or after it.
-const LESSER: &str = "max,+svm,-avx,-avx2,-bmi1,-bmi2,-fma,-f16c,-movbe,-xsave,-xsaveopt,-xsavec,-xgetbv1";
+const LESSER: &str = "max,+svm,-erms,-avx,-avx2,-bmi1,-bmi2,-fma,-f16c,-movbe,-xsave,-xsaveopt,-xsavec,-xgetbv1";
 /// The kernel is told that its counter runs at half its speed or so, and has no better clock that would tell it otherwise by more than the one percent that it believes.
 const OTHER_TSC: &str = "tsc_early_khz=1500000";
 
