@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
 use super::queue::{RingError, SavedQueue, VirtioQueue};
@@ -211,6 +212,11 @@ impl VirtioCore {
         {
             self.break_device(&error);
         }
+    }
+
+    /// Each queue's kick, in the queues' order.
+    pub(crate) fn kicks(&self) -> Vec<Arc<EventFd>> {
+        self.queues.iter().map(|queue| Arc::clone(queue.kick())).collect()
     }
 
     /// Signals the worker as if the guest had kicked every queue.

@@ -63,7 +63,7 @@ impl MmioTransport {
         let (interrupt, kicks) = {
             let device = lock(&device);
             let core = device.core();
-            (Arc::clone(core.interrupt()), core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect())
+            (Arc::clone(core.interrupt()), core.kicks())
         };
         let line = interrupt.wire_to_line()?;
         Ok(MmioTransport { device, interrupt, line, kicks })

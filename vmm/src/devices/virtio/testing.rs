@@ -1,4 +1,4 @@
-//! A small driver for tests of any virtio device: memory in two regions, registers, one queue. No KVM.
+//! What drivers in the tests of virtio devices are made of: memory in two regions, registers, rings; and a small driver of any device with one queue. No KVM.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -19,12 +19,47 @@ pub(crate) const LOW_BYTES: usize = 4 << 20;
 pub(crate) const HIGH: u64 = 1 << 32;
 pub(crate) const HIGH_BYTES: usize = 2 << 20;
 
+/// Where one queue's rings are in guest memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Rings {
     pub(crate) descriptors: u64,
     pub(crate) available: u64,
     pub(crate) used: u64,
     pub(crate) size: u16,
+}
+
+impl Rings {
+    pub(crate) fn avail_index(&self, memory: &GuestMemory) -> u16 {
+        memory.read_obj(GuestAddress(self.available + 2)).unwrap()
+    }
+
+    pub(crate) fn set_avail_index(&self, memory: &GuestMemory, index: u16) {
+        memory.write_obj(index, GuestAddress(self.available + 2)).unwrap();
+    }
+
+    pub(crate) fn make_available(&self, memory: &GuestMemory, head: u16) {
+        let index = self.avail_index(memory);
+        let slot = u64::from(index % self.size);
+        memory.write_obj(head, GuestAddress(self.available + 4 + 2 * slot)).unwrap();
+        self.set_avail_index(memory, index.wrapping_add(1));
+    }
+
+    pub(crate) fn used_index(&self, memory: &GuestMemory) -> u16 {
+        memory.read_obj(GuestAddress(self.used + 2)).unwrap()
+    }
+
+    /// (id, length) at a position of the used ring.
+    pub(crate) fn used(&self, memory: &GuestMemory, position: u16) -> (u32, u32) {
+        let at = self.used + 4 + 8 * u64::from(position % self.size);
+        (memory.read_obj(GuestAddress(at)).unwrap(), memory.read_obj(GuestAddress(at + 4)).unwrap())
+    }
+}
+
+/// Writes a descriptor into a table: a queue's, or an indirect one.
+pub(crate) fn set_descriptor(memory: &GuestMemory, table: u64, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    let at = GuestAddress(table + 16 * u64::from(index));
+    let bytes = [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
+    memory.write_slice(&bytes, at).unwrap();
 }
 
 pub(crate) const RINGS: Rings = Rings { descriptors: 0x1000, available: 0x3000, used: 0x4000, size: 256 };
@@ -45,6 +80,73 @@ pub(crate) fn copy_of(memory: &GuestMemory) -> GuestMemory {
     copy
 }
 
+/// Page addresses that the VMM has written since the last call.
+pub(crate) fn take_dirty_pages(memory: &GuestMemory) -> Vec<u64> {
+    let mut pages = Vec::new();
+    for region in memory.iter() {
+        let mapping: &vm_memory::MmapRegion<dirty_tracking::WriteLog> = region;
+        mapping.bitmap().take(|index, word| {
+            for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
+                pages.push(region.start_addr().raw_value() + (index as u64 * 64 + bit) * 4096);
+            }
+        });
+    }
+    pages
+}
+
+/// A device's registers as a driver uses them (virtio 1.2, section 4.2.2).
+pub(crate) trait Registers {
+    fn register(&mut self, register: u64) -> u32;
+    fn set_register(&mut self, register: u64, value: u32);
+
+    fn status(&mut self) -> u32 {
+        self.register(0x70)
+    }
+
+    /// From acknowledging the device, which was reset, to FEATURES_OK.
+    fn negotiate(&mut self, features: u64) {
+        self.set_register(0x70, 1);
+        self.set_register(0x70, 3);
+        for word in 0..2 {
+            self.set_register(0x24, word);
+            self.set_register(0x20, (features >> (32 * word)) as u32);
+        }
+        self.set_register(0x70, 11);
+    }
+
+    fn enable_queue(&mut self, queue: u32, rings: Rings) {
+        self.set_register(0x30, queue);
+        self.set_register(0x38, u32::from(rings.size));
+        for (register, address) in [(0x80, rings.descriptors), (0x90, rings.available), (0xa0, rings.used)] {
+            self.set_register(register, address as u32);
+            self.set_register(register + 4, (address >> 32) as u32);
+        }
+        self.set_register(0x44, 1);
+    }
+
+    /// Consumes pending kicks and interrupts; true if an interrupt was pending.
+    fn forget_events(&mut self) -> bool;
+}
+
+impl Registers for MmioTransport {
+    fn register(&mut self, register: u64) -> u32 {
+        let mut data = [0; 4];
+        self.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn set_register(&mut self, register: u64, value: u32) {
+        self.write(register, &value.to_le_bytes());
+    }
+
+    fn forget_events(&mut self) -> bool {
+        for kick in self.kicks() {
+            let _ = kick.read();
+        }
+        self.irqfd().read().is_ok()
+    }
+}
+
 /// A driver of one device with one queue.
 pub(crate) struct Driver<D> {
     pub(crate) memory: GuestMemory,
@@ -62,17 +164,15 @@ impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
     }
 
     pub(crate) fn read(&mut self, register: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(register, &mut data);
-        u32::from_le_bytes(data)
+        self.transport.register(register)
     }
 
     pub(crate) fn write(&mut self, register: u64, value: u32) {
-        self.transport.write(register, &value.to_le_bytes());
+        self.transport.set_register(register, value);
     }
 
     pub(crate) fn status(&mut self) -> u32 {
-        self.read(0x70)
+        self.transport.status()
     }
 
     pub(crate) fn offered(&mut self) -> u64 {
@@ -93,41 +193,23 @@ impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
 
     pub(crate) fn start(&mut self, features: u64) {
         self.reset();
-        self.write(0x70, 1);
-        self.write(0x70, 3);
-        for word in 0..2 {
-            self.write(0x24, word);
-            self.write(0x20, (features >> (32 * word)) as u32);
-        }
-        self.write(0x70, 11);
+        self.transport.negotiate(features);
         self.enable_queue();
         self.write(0x70, 15);
         self.forget_events();
     }
 
     pub(crate) fn enable_queue(&mut self) {
-        let rings = self.rings;
-        self.write(0x30, 0);
-        self.write(0x38, u32::from(rings.size));
-        for (register, address) in [(0x80, rings.descriptors), (0x90, rings.available), (0xa0, rings.used)] {
-            self.write(register, address as u32);
-            self.write(register + 4, (address >> 32) as u32);
-        }
-        self.write(0x44, 1);
+        self.transport.enable_queue(0, self.rings);
     }
 
     /// Consumes pending kicks and interrupts; true if an interrupt was pending.
     pub(crate) fn forget_events(&mut self) -> bool {
-        for kick in self.transport.kicks() {
-            let _ = kick.read();
-        }
-        self.transport.irqfd().read().is_ok()
+        self.transport.forget_events()
     }
 
     pub(crate) fn set_descriptor_at(&self, table: u64, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let at = GuestAddress(table + 16 * u64::from(index));
-        let bytes = [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-        self.memory.write_slice(&bytes, at).unwrap();
+        set_descriptor(&self.memory, table, index, address, length, flags, next);
     }
 
     pub(crate) fn set_descriptor(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
@@ -149,31 +231,27 @@ impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
     }
 
     pub(crate) fn avail_index(&self) -> u16 {
-        self.memory.read_obj(GuestAddress(self.rings.available + 2)).unwrap()
+        self.rings.avail_index(&self.memory)
     }
 
     pub(crate) fn set_avail_index(&self, index: u16) {
-        self.memory.write_obj(index, GuestAddress(self.rings.available + 2)).unwrap();
+        self.rings.set_avail_index(&self.memory, index);
     }
 
     pub(crate) fn make_available(&self, head: u16) {
-        let index = self.avail_index();
-        let slot = u64::from(index % self.rings.size);
-        self.memory.write_obj(head, GuestAddress(self.rings.available + 4 + 2 * slot)).unwrap();
-        self.set_avail_index(index.wrapping_add(1));
+        self.rings.make_available(&self.memory, head);
     }
 
     pub(crate) fn used_index(&self) -> u16 {
-        self.memory.read_obj(GuestAddress(self.rings.used + 2)).unwrap()
+        self.rings.used_index(&self.memory)
     }
 
     /// (id, length) of what the device has used since the last call.
     pub(crate) fn used(&mut self) -> Vec<(u16, u32)> {
         let mut found = Vec::new();
         while self.seen != self.used_index() {
-            let at = self.rings.used + 4 + 8 * u64::from(self.seen % self.rings.size);
-            let id: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
-            found.push((id as u16, self.memory.read_obj(GuestAddress(at + 4)).unwrap()));
+            let (id, length) = self.rings.used(&self.memory, self.seen);
+            found.push((id as u16, length));
             self.seen = self.seen.wrapping_add(1);
         }
         found
@@ -219,15 +297,6 @@ impl<D: VirtioDevice + WorkerDevice + 'static> Driver<D> {
 
     /// Page addresses that the device, or this driver, has written since the last call.
     pub(crate) fn dirty_pages(&self) -> Vec<u64> {
-        let mut pages = Vec::new();
-        for region in self.memory.iter() {
-            let mapping: &vm_memory::MmapRegion<dirty_tracking::WriteLog> = region;
-            mapping.bitmap().take(|index, word| {
-                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
-                    pages.push(region.start_addr().raw_value() + (index as u64 * 64 + bit) * 4096);
-                }
-            });
-        }
-        pages
+        take_dirty_pages(&self.memory)
     }
 }

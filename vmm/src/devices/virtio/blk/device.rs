@@ -471,7 +471,7 @@ impl VirtioDevice for BlkDevice {
 
 impl WorkerDevice for BlkDevice {
     fn kicks(&self) -> Vec<Arc<EventFd>> {
-        self.core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect()
+        self.core.kicks()
     }
 
     fn input(&self) -> Option<RawFd> {

@@ -366,7 +366,7 @@ impl VirtioDevice for NetDevice {
 
 impl WorkerDevice for NetDevice {
     fn kicks(&self) -> Vec<Arc<EventFd>> {
-        self.core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect()
+        self.core.kicks()
     }
 
     fn input(&self) -> Option<RawFd> {

@@ -1,5 +1,4 @@
-//! A small guest for tests: memory in two regions, a driver that programs the card through its registers, a TAP made of a socket pair,
-//! and a sink that can be full. No KVM.
+//! A small guest for tests: a driver that programs the card through its registers, a TAP made of a socket pair, and a sink that can be full. No KVM.
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
@@ -10,23 +9,20 @@ use std::sync::{Arc, Condvar, Mutex};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{NetConfig, NetDevice};
+use crate::devices::lock;
 use crate::devices::tap::{FrameSource, Tap};
+use crate::devices::virtio::testing::{Registers, set_descriptor, take_dirty_pages};
 use crate::devices::virtio::{F_EVENT_IDX, F_VERSION_1, MmioTransport};
 use crate::devices::worker::{Batch, WorkerDevice};
-use crate::devices::{BusDevice, lock};
 use crate::{FrameSink, GuestMemory, SinkFull};
+
+pub(crate) use crate::devices::virtio::testing::{HIGH, HIGH_BYTES, LOW_BYTES, NEXT, Rings, WRITE, memory};
 
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 pub(crate) const RX: usize = 0;
 pub(crate) const TX: usize = 1;
-pub(crate) const NEXT: u16 = 1;
-pub(crate) const WRITE: u16 = 2;
 pub(crate) const HEADER: usize = 12;
 pub(crate) const BOTH: u64 = F_VERSION_1 | F_EVENT_IDX;
-
-pub(crate) const LOW_BYTES: usize = 2 << 20;
-pub(crate) const HIGH: u64 = 1 << 32;
-pub(crate) const HIGH_BYTES: usize = 1 << 20;
 
 /// A sink that keeps what it gets, up to a settable number of frames.
 pub(crate) struct TestSink {
@@ -66,14 +62,6 @@ impl FrameSink for TestSink {
     }
 }
 
-#[derive(Clone, Copy)]
-pub(crate) struct Rings {
-    pub(crate) descriptors: u64,
-    pub(crate) available: u64,
-    pub(crate) used: u64,
-    pub(crate) size: u16,
-}
-
 impl Rings {
     /// Each part on a page of its own, so that dirty pages can be told apart.
     pub(crate) fn standard(queue: usize) -> Rings {
@@ -110,10 +98,6 @@ impl DerefMut for TestGuest {
     }
 }
 
-pub(crate) fn memory() -> GuestMemory {
-    GuestMemory::from_ranges(&[(GuestAddress(0), LOW_BYTES), (GuestAddress(HIGH), HIGH_BYTES)]).unwrap()
-}
-
 impl TestGuest {
     /// A card at reset.
     pub(crate) fn new() -> TestGuest {
@@ -146,39 +130,25 @@ impl TestGuest {
     }
 
     pub(crate) fn read(&mut self, register: u64) -> u32 {
-        let mut data = [0; 4];
-        self.transport.read(register, &mut data);
-        u32::from_le_bytes(data)
+        self.transport.register(register)
     }
 
     pub(crate) fn write(&mut self, register: u64, value: u32) {
-        self.transport.write(register, &value.to_le_bytes());
+        self.transport.set_register(register, value);
     }
 
     pub(crate) fn status(&mut self) -> u32 {
-        self.read(0x70)
+        self.transport.status()
     }
 
     pub(crate) fn negotiate(&mut self, features: u64) {
         self.write(0x70, 0);
-        self.write(0x70, 1);
-        self.write(0x70, 3);
-        for word in 0..2 {
-            self.write(0x24, word);
-            self.write(0x20, (features >> (32 * word)) as u32);
-        }
-        self.write(0x70, 11);
+        self.transport.negotiate(features);
     }
 
     pub(crate) fn set_queue(&mut self, queue: usize, rings: Rings) {
         self.rings[queue] = rings;
-        self.write(0x30, queue as u32);
-        self.write(0x38, u32::from(rings.size));
-        for (register, address) in [(0x80, rings.descriptors), (0x90, rings.available), (0xa0, rings.used)] {
-            self.write(register, address as u32);
-            self.write(register + 4, (address >> 32) as u32);
-        }
-        self.write(0x44, 1);
+        self.transport.enable_queue(queue as u32, rings);
     }
 
     pub(crate) fn start(&mut self, features: u64) {
@@ -192,10 +162,7 @@ impl TestGuest {
 
     /// Consumes pending kicks and interrupts; true if an interrupt was pending.
     pub(crate) fn forget_events(&mut self) -> bool {
-        for kick in self.transport.kicks() {
-            let _ = kick.read();
-        }
-        self.transport.irqfd().read().is_ok()
+        self.transport.forget_events()
     }
 }
 
@@ -216,24 +183,15 @@ impl Card {
     }
 
     pub(crate) fn set_descriptor(&self, queue: usize, index: u16, address: u64, length: u32, flags: u16, next: u16) {
-        let at = GuestAddress(self.rings[queue].descriptors + 16 * u64::from(index));
-        let bytes = [&address.to_le_bytes()[..], &length.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()].concat();
-        self.memory.write_slice(&bytes, at).unwrap();
-    }
-
-    pub(crate) fn avail_index(&self, queue: usize) -> u16 {
-        self.memory.read_obj(GuestAddress(self.rings[queue].available + 2)).unwrap()
+        set_descriptor(&self.memory, self.rings[queue].descriptors, index, address, length, flags, next);
     }
 
     pub(crate) fn set_avail_index(&self, queue: usize, index: u16) {
-        self.memory.write_obj(index, GuestAddress(self.rings[queue].available + 2)).unwrap();
+        self.rings[queue].set_avail_index(&self.memory, index);
     }
 
     pub(crate) fn make_available(&self, queue: usize, head: u16) {
-        let index = self.avail_index(queue);
-        let slot = u64::from(index % self.rings[queue].size);
-        self.memory.write_obj(head, GuestAddress(self.rings[queue].available + 4 + 2 * slot)).unwrap();
-        self.set_avail_index(queue, index.wrapping_add(1));
+        self.rings[queue].make_available(&self.memory, head);
     }
 
     /// The driver's wish: interrupt me when the used index passes this.
@@ -251,13 +209,7 @@ impl Card {
     /// (id, length) of everything the device has used.
     pub(crate) fn used(&self, queue: usize) -> Vec<(u32, u32)> {
         let rings = self.rings[queue];
-        let index: u16 = self.memory.read_obj(GuestAddress(rings.used + 2)).unwrap();
-        (0..index)
-            .map(|position| {
-                let at = rings.used + 4 + 8 * u64::from(position % rings.size);
-                (self.memory.read_obj(GuestAddress(at)).unwrap(), self.memory.read_obj(GuestAddress(at + 4)).unwrap())
-            })
-            .collect()
+        (0..rings.used_index(&self.memory)).map(|position| rings.used(&self.memory, position)).collect()
     }
 
     /// Offers `frame` for sending in one buffer behind a zero header, descriptor `index`.
@@ -290,17 +242,7 @@ impl Card {
 
     /// Page numbers (by address) that the device has written since the last call.
     pub(crate) fn dirty_pages(&self) -> Vec<u64> {
-        use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-        let mut pages = Vec::new();
-        for region in self.memory.iter() {
-            let mapping: &vm_memory::MmapRegion<dirty_tracking::WriteLog> = region;
-            mapping.bitmap().take(|index, word| {
-                for bit in (0..64).filter(|bit| word >> bit & 1 == 1) {
-                    pages.push(region.start_addr().raw_value() + (index as u64 * 64 + bit) * 4096);
-                }
-            });
-        }
-        pages
+        take_dirty_pages(&self.memory)
     }
 }
 

@@ -104,8 +104,7 @@ impl VirtioPci {
         let (device_type, interrupt, kicks) = {
             let device = lock(&device);
             let core = device.core();
-            let kicks: Vec<_> = core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect();
-            (device.device_type(), Arc::clone(core.interrupt()), kicks)
+            (device.device_type(), Arc::clone(core.interrupt()), core.kicks())
         };
         let msix = Msix::new(router, gsis)?;
         let vectors = msix.vectors() as u16;

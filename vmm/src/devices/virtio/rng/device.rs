@@ -188,7 +188,7 @@ impl VirtioDevice for RngDevice {
 
 impl WorkerDevice for RngDevice {
     fn kicks(&self) -> Vec<Arc<EventFd>> {
-        self.core.queues.iter().map(|queue| Arc::clone(queue.kick())).collect()
+        self.core.kicks()
     }
 
     fn input(&self) -> Option<RawFd> {
