@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use types::{Commit, Epoch, Generation};
 
 pub use timing::Policy;
-use timing::Timing;
+use timing::{Flights, Timing};
 
 /// What the role machine allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,10 +260,16 @@ impl Pipeline {
         self.guest_held
     }
 
+    /// Whether output waits for the end of the open epoch. [`Event::Sent`] brings its [`Pipeline::deadline_ns`] forward then, and only then.
+    #[must_use]
+    pub fn output_pends(&self) -> bool {
+        self.timing.output_pends()
+    }
+
     /// When [`Event::Tick`] is wanted next, if at all.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
-        if self.may_end() { Some(self.timing.deadline_ns(self.open, !self.in_flight.is_empty())) } else { None }
+        if self.may_end() { Some(self.timing.deadline_ns(self.open, self.flights())) } else { None }
     }
 
     /// Takes one event at `now_ns` (monotonic) and appends what must be done to `actions`. Never panics.
@@ -442,6 +448,14 @@ impl Pipeline {
         actions.extend(self.in_flight.drain(..).map(|f| Action::MergeBack(f.epoch)));
     }
 
+    fn flights(&self) -> Flights {
+        match self.in_flight.back() {
+            None => Flights::None,
+            Some(newest) if newest.sent => Flights::Sent,
+            Some(_) => Flights::Queued,
+        }
+    }
+
     /// Whether an epoch could be ended now if there were a reason. While commits lag the next one has to wait: it gets larger instead.
     fn may_end(&self) -> bool {
         matches!(self.mode, Mode::Gated | Mode::Protected)
@@ -454,7 +468,7 @@ impl Pipeline {
         if !self.may_end() {
             return;
         }
-        if let Some(reason) = self.timing.end_reason(self.open, !self.in_flight.is_empty(), now_ns) {
+        if let Some(reason) = self.timing.end_reason(self.open, self.flights(), now_ns) {
             self.ending = true;
             actions.push(Action::EndEpoch { generation: self.generation, epoch: self.open, reason });
         } else if self.timing.sample_due(now_ns) {

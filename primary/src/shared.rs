@@ -136,7 +136,12 @@ impl Shared {
 
     /// Gives the pipeline an event and carries out what it decides. The epoch thread uses [`Shared::decide`] instead.
     pub(crate) fn raise(&self, event: Event) {
-        let wakes = matches!(event, Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
+        let wakes = match event {
+            Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_) => true,
+            // Once for each epoch: where nothing waits for it, the epoch thread sleeps on.
+            Event::Sent { .. } => self.pipeline().output_pends(),
+            _ => false,
+        };
         let mut ordered = false;
         self.decide(event, |order| {
             ordered = true;

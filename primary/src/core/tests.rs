@@ -126,7 +126,34 @@ fn output_reported_while_an_epoch_ends_is_not_forgotten() {
     bench.after(WAIT);
     bench.put(Event::Output { first: true, pressure: false });
     assert_eq!(bench.captured(2), []);
+    bench.sent(2);
     assert_eq!(bench.after(WAIT), [end(3, EndReason::Output)]);
+}
+
+#[test]
+fn no_epoch_ends_for_output_or_age_behind_one_that_still_waits_for_the_sender() {
+    let mut bench = Bench::protected();
+    bench.put(Event::Output { first: true, pressure: false });
+    bench.after(WAIT);
+    bench.captured(2);
+    bench.put(Event::DirtyEstimate { pages: 1 });
+    bench.put(Event::Output { first: true, pressure: false });
+
+    assert_eq!(bench.after(100 * MS), [Action::SampleDirty]);
+    assert!(bench.pipeline.output_pends() && bench.pipeline.deadline_ns().is_some_and(|at| at > bench.now), "and nobody is woken for it");
+
+    assert_eq!(bench.put(Event::Sent { generation: G, epoch: Epoch(2) }), [end(3, EndReason::Output)]);
+}
+
+#[test]
+fn a_dirty_set_over_budget_and_a_full_buffer_do_not_wait_for_the_sender() {
+    for event in [Event::DirtyEstimate { pages: 4096 }, Event::Output { first: false, pressure: true }] {
+        let mut bench = Bench::protected();
+        bench.put(Event::Output { first: true, pressure: false });
+        bench.after(WAIT);
+        bench.captured(2);
+        assert!(matches!(bench.put(event)[..], [Action::EndEpoch { epoch: Epoch(3), .. }]));
+    }
 }
 
 #[test]

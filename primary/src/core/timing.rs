@@ -43,6 +43,18 @@ impl Default for Policy {
 /// The first pause after a failed capture; doubles up to the longest interval.
 const CAPTURE_RETRY_NS: u64 = 500_000;
 
+/// How far the epochs before the open one are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flights {
+    /// All committed.
+    None,
+    /// All on their way to the standby or there, not all committed.
+    Sent,
+    /// At least one waits to be encoded or is being so. Another would wait behind it: nothing that the open epoch holds would leave earlier by its end, and
+    /// what comes after its end would leave later. So output and age wait; a dirty set that would make the pause long does not, nor does a buffer that gets full.
+    Queued,
+}
+
 /// The open epoch's clockwork.
 #[derive(Debug)]
 pub(super) struct Timing {
@@ -144,14 +156,22 @@ impl Timing {
         self.retry_ns = self.retry_ns.saturating_mul(2).min(self.policy.longest_ns.max(CAPTURE_RETRY_NS));
     }
 
+    /// Whether output of the open epoch is held.
+    pub(super) fn output_pends(&self) -> bool {
+        self.output_since_ns.is_some()
+    }
+
     /// When the output that is pending now has waited long enough.
-    fn output_due_ns(&self, outstanding: bool) -> Option<u64> {
-        let wait = if outstanding { self.policy.output_wait_ns } else { self.policy.gather_ns.min(self.policy.output_wait_ns) };
+    fn output_due_ns(&self, flights: Flights) -> Option<u64> {
+        let wait = match flights {
+            Flights::None => self.policy.gather_ns.min(self.policy.output_wait_ns),
+            Flights::Sent | Flights::Queued => self.policy.output_wait_ns,
+        };
         self.output_since_ns.map(|since| since.saturating_add(wait))
     }
 
-    /// Why the open epoch should end now, if it should. `outstanding`: epochs are in flight.
-    pub(super) fn end_reason(&self, open: Epoch, outstanding: bool, now_ns: u64) -> Option<EndReason> {
+    /// Why the open epoch should end now, if it should.
+    pub(super) fn end_reason(&self, open: Epoch, flights: Flights, now_ns: u64) -> Option<EndReason> {
         if now_ns < self.not_before_ns {
             return None;
         }
@@ -161,11 +181,14 @@ impl Timing {
         if self.pressure {
             return Some(EndReason::Pressure);
         }
-        if self.output_due_ns(outstanding).is_some_and(|due| now_ns >= due) {
-            return Some(EndReason::Output);
-        }
         if self.dirty_pages >= self.policy.dirty_budget_pages.max(1) {
             return Some(EndReason::Dirty);
+        }
+        if flights == Flights::Queued {
+            return None;
+        }
+        if self.output_due_ns(flights).is_some_and(|due| now_ns >= due) {
+            return Some(EndReason::Output);
         }
         let old = now_ns >= self.opened_ns.saturating_add(self.policy.longest_ns);
         (old && self.dirty_pages > 0).then_some(EndReason::Interval)
@@ -181,16 +204,18 @@ impl Timing {
     }
 
     /// When [`Timing::end_reason`] or [`Timing::sample_due`] will have something to say.
-    pub(super) fn deadline_ns(&self, open: Epoch, outstanding: bool) -> u64 {
+    pub(super) fn deadline_ns(&self, open: Epoch, flights: Flights) -> u64 {
         let mut at = self.sample_at_ns;
         if open == Epoch::NONE.next() || self.pressure {
             at = 0;
         }
-        if let Some(due) = self.output_due_ns(outstanding) {
-            at = at.min(due);
-        }
-        if self.dirty_pages > 0 {
-            at = at.min(self.opened_ns.saturating_add(self.policy.longest_ns));
+        if flights != Flights::Queued {
+            if let Some(due) = self.output_due_ns(flights) {
+                at = at.min(due);
+            }
+            if self.dirty_pages > 0 {
+                at = at.min(self.opened_ns.saturating_add(self.policy.longest_ns));
+            }
         }
         at.max(self.not_before_ns)
     }
