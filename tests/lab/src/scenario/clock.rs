@@ -90,6 +90,14 @@ impl Clocks {
         self.before = Some((reading, control));
     }
 
+    /// A reading after a failover that is not judged, because nobody knew of it before: what was read so far says nothing about the next.
+    pub fn again(&mut self, reading: Reading) {
+        self.newest = Some(reading);
+        if self.before.is_some() {
+            self.before = Some((reading, None));
+        }
+    }
+
     /// A reading shortly after it; `fault` is the number of the fault that it came of.
     pub fn after(&mut self, reading: Reading, fault: usize) {
         if let Some((before, control)) = self.before.take() {

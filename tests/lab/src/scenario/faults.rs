@@ -24,6 +24,7 @@ pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<
 /// What does not come about.
 pub fn hang(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     course.random_while();
+    course.settle(load, row)?;
     let since = course.fault(faults);
     course.primary_host()?.hang()?;
     course.taken_over(since, load, row)?;
@@ -44,6 +45,7 @@ fn one_goes_on(
     mend: impl FnOnce(&mut Course) -> Result<(), LabError>,
 ) -> Result<(), LabError> {
     course.random_while();
+    course.settle(load, row)?;
     let before: Generation = course.primary.until_protected()?;
     let since = course.fault(faults);
     cut(course)?;
@@ -69,6 +71,7 @@ fn one_goes_on(
 /// What does not come about.
 pub fn replication_cut(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     for way in [Way::Both, Way::From, Way::To] {
+        course.settle(load, row)?;
         let cut_host = course.primary.host();
         one_goes_on(
             course,
@@ -86,6 +89,7 @@ pub fn replication_cut(course: &mut Course, (load, row, faults): Given<'_, '_>) 
 /// What does not come about.
 pub fn carrier_loss(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     for of_standby in [true, false] {
+        course.settle(load, row)?;
         let host = if of_standby { course.standby.host() } else { course.primary.host() };
         one_goes_on(
             course,

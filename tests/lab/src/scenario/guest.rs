@@ -10,6 +10,9 @@ pub const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x10];
 /// Memory of a guest with databases: all that is not zero is copied to each new standby, and a page costs 0.1 ms under emulation.
 const DATABASE_MIB: u32 = 160;
 
+/// `--verify-memory` of a guest with databases: as much of its memory is compared at each epoch, in turn. All of it once in 40 s at ten epochs a second.
+const WINDOW: &str = "512K";
+
 /// Boot parameters that spare a stock guest seconds (of self-tests and mitigations) under two layers of emulation.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off audit=0 apparmor=0 cryptomgr.notests=1";
 
@@ -155,12 +158,21 @@ impl GuestSpec {
         GuestSpec { name: "debian-6.12", memory_mib: 256, detection: "5s", stock: Some(stock), ..GuestSpec::built_in() }
     }
 
-    /// Debian on a mirrored disk, with `services`. By its bzImage: a standby reads its kernel through when it starts, and an ELF image is five times as
+    /// Debian on a mirrored disk, with `services`, its memory compared window by window. By its bzImage: a standby reads its kernel through when it starts, and an ELF image is five times as
     /// long.
     #[must_use]
     pub fn debian(name: &'static str, services: &'static str) -> GuestSpec {
         let stock = Stock { series: Series::V6_12, image: Image::Vmlinuz, disk: true, services };
-        GuestSpec { name, memory_mib: DATABASE_MIB, stock: Some(stock), disks: vec![Disk::mirror("/dev/vda")], ..GuestSpec::built_in() }
+        let disks = vec![Disk::mirror("/dev/vda")];
+        GuestSpec {
+            name,
+            memory_mib: DATABASE_MIB,
+            stock: Some(stock),
+            disks,
+            detection: "2s",
+            verify: Some(WINDOW),
+            ..GuestSpec::built_in()
+        }
     }
 
     /// The options of a node that make its machine. `first`: the first standby of this guest; `node` names its console.

@@ -218,7 +218,10 @@ pub fn play(scenario: &Scenario, stage: &Stage<'_>, turns: &mut Turns, row: &mut
     let mut course = Course::begin(lab, (scenario.guest)(), stage.seed, scenario.name, row)?;
     let played = under_load(round, &mut course, turns, stage.seed, row);
     course.conclude(row);
-    let came = played.and_then(|()| judge(row));
+    let came = played.and_then(|()| judge(row)).and_then(|()| match row.verify_memory && row.memory_compared_pages == 0 {
+        true => Err(LabError::Found("no page of memory was compared, though that was asked for".into())),
+        false => Ok(()),
+    });
     if came.is_err() || stage.keep_logs {
         // Logs that cannot be kept make no scenario fail.
         drop(course.lab.keep_logs(scenario.name));
@@ -239,10 +242,13 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
             clients::make_ledger(&network, *journal, NODE_BOUND)?;
         }
     }
+    course.step("services ready");
     let mut faults = Vec::new();
     let told = clients::under_load(&network, &services, seed, row, &mut faults, |load, row, faults| {
         load.until_more(NODE_BOUND)?;
+        course.step("clients at work");
         course.read_clock()?;
+        course.step("the clock read");
         while turns.another()? {
             round(course, (load, row, faults))?;
             course.step(&format!("round {} done", turns.done() + 1));

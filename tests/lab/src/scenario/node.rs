@@ -187,6 +187,11 @@ impl Node {
         }
     }
 
+    /// Whether it is a protected primary by its newest word.
+    pub fn is_protected(&mut self) -> bool {
+        matches!(self.newest_state(), Some((Role::Primary, Protection::Protected, _)))
+    }
+
     fn newest_state(&mut self) -> Option<(Role, Protection, Generation)> {
         self.events().iter().rev().find_map(|e| match e.what {
             NodeEventKind::State { role, protection, generation, .. } => Some((role, protection, generation)),
@@ -244,6 +249,12 @@ impl Node {
     /// The newest epoch that it has told to be committed; it tells many times a second.
     pub fn committed(&mut self) -> Option<Epoch> {
         self.events().iter().rev().find_map(|e| if let NodeEventKind::Samples { committed, .. } = e.what { Some(committed) } else { None })
+    }
+
+    /// Pages of guest memory that it has compared with its primary's and found equal.
+    pub fn memory_compared(&mut self) -> u64 {
+        let pages = |event: &NodeEvent| if let NodeEventKind::MemoryVerified { pages, .. } = event.what { Some(pages) } else { None };
+        self.events().iter().filter_map(pages).sum()
     }
 
     /// Pauses of all its epochs, and the times from the guest's going on to the commit; microseconds.

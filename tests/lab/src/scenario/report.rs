@@ -39,6 +39,8 @@ pub struct Row {
     pub kills: u32,
     /// Times that a standby took over.
     pub failovers: u32,
+    /// Of these, those that no fault had asked for: a host stood still for longer than silence is borne.
+    pub unasked_failovers: u32,
     /// Writes that a client was told to be done.
     pub writes_acknowledged: u64,
     /// Of these, those that are not there in the end; and reads that showed as much.
@@ -77,8 +79,10 @@ pub struct Row {
     pub data_on_disk_ok: Option<bool>,
     /// At each failover, the requests to disks that were in flight in the state that the guest went on from.
     pub disk_requests_at_failovers: Vec<u32>,
-    /// Memory compared at both ends at every epoch.
+    /// Memory compared at both ends at every epoch, all of it or a window of it in turn.
     pub verify_memory: bool,
+    /// Pages that were, and were equal.
+    pub memory_compared_pages: u64,
     /// Lockstep and QEMU beside each other, where that was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub beside: Option<Beside>,
@@ -113,6 +117,9 @@ impl Row {
             "{word}{scenario} ({guest}), {seconds:.0} s: {kills} kills, {failovers} failovers, {writes_acknowledged} writes acknowledged, \
              {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}{commit}{boot}"
         );
+        if self.unasked_failovers > 0 {
+            line.push_str(&format!("\n  {} of the failovers unasked: hosts stood still on a busy machine", self.unasked_failovers));
+        }
         if self.services.len() > 1 {
             for (service, Served { acknowledged, lost, under_way_at_faults, longest_answer_ms, .. }) in &self.services {
                 line.push_str(&format!(
