@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::socket::{recv_now, send_all, wait_ready};
+use super::socket::{Life, recv_now, send_all, wait_ready};
 use crate::error::{GoneCause, TransportError};
 use crate::link::{ControlReceiver, ControlSender, MAX_CONTROL_BYTES};
 
@@ -28,7 +28,7 @@ const READ_BYTES: usize = MAX_CONTROL_BYTES + 4096;
 pub(crate) fn split(stream: TcpStream) -> (Arc<dyn ControlSender>, Box<dyn ControlReceiver>) {
     let stream = Arc::new(stream);
     let sender = Sender { stream: Arc::clone(&stream), state: Mutex::new(SendState { broken: false, frame: Vec::new() }) };
-    (Arc::new(sender), Box::new(Receiver { stream, buffer: vec![0; READ_BYTES].into(), start: 0, end: 0, dead: None }))
+    (Arc::new(sender), Box::new(Receiver { stream, buffer: vec![0; READ_BYTES].into(), start: 0, end: 0, life: Life::default() }))
 }
 
 struct Sender {
@@ -97,7 +97,7 @@ struct Receiver {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    dead: Option<GoneCause>,
+    life: Life,
 }
 
 impl Receiver {
@@ -147,19 +147,9 @@ impl Receiver {
 
 impl ControlReceiver for Receiver {
     fn receive(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>, TransportError> {
-        if let Some(cause) = self.dead {
-            return Err(TransportError::PeerGone { cause });
-        }
+        self.life.check()?;
         let result = self.next(Instant::now() + timeout);
-        if let Err(error) = &result {
-            self.dead = Some(match error {
-                TransportError::PeerGone { cause } => *cause,
-                _ => GoneCause::ClosedHere,
-            });
-            // The shutdown may fail because the connection is gone already, which is what it is for.
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        result
+        self.life.note(&self.stream, result)
     }
 }
 

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
+use super::OPEN_DATA_BOUND;
 use super::credit::Line;
 use super::frame::{Frame, HEADER_BYTES, encode_shape};
 use super::ring::Ring;
-use super::{OPEN_DATA_BOUND, socket};
+use super::socket::{self, Life};
 use crate::error::{GoneCause, TransportError};
 use crate::link::{DataReceiver, Geometry, SlotId};
 use crate::staging::{Slot, Staging};
@@ -65,7 +66,7 @@ pub(crate) struct Receiver {
     end: usize,
     incoming: Option<Incoming>,
     filled: Vec<Filled>,
-    dead: Option<GoneCause>,
+    life: Life,
 }
 
 // SAFETY: the raw pointers (in `iovecs` and `message`) point into memory that `Buffers` owns and that moves with it; nothing is tied to a
@@ -89,7 +90,19 @@ impl Receiver {
         let buffers = Buffers { staging, stash, iovecs: Box::new([empty; 2]), message: Box::new(message) };
         let filled = vec![Filled::default(); geometry.slots as usize];
         let buffers = Some(buffers);
-        Ok(Receiver { ring, stream, line, geometry, buffers, in_flight: false, start: 0, end: 0, incoming: None, filled, dead: None })
+        Ok(Receiver {
+            ring,
+            stream,
+            line,
+            geometry,
+            buffers,
+            in_flight: false,
+            start: 0,
+            end: 0,
+            incoming: None,
+            filled,
+            life: Life::default(),
+        })
     }
 
     /// Works off the stash. A slot when one has been ended, `None` when more bytes are needed.
@@ -247,20 +260,9 @@ fn check_write(buffers: &Buffers, geometry: Geometry, slot: SlotId, offset: u32,
 
 impl DataReceiver for Receiver {
     fn receive(&mut self, timeout: Duration) -> Result<Option<Slot>, TransportError> {
-        if let Some(cause) = self.dead {
-            return Err(TransportError::PeerGone { cause });
-        }
+        self.life.check()?;
         let result = self.next(Instant::now() + timeout);
-        if let Err(error) = &result {
-            self.dead = Some(match error {
-                TransportError::PeerGone { cause } => *cause,
-                _ => GoneCause::ClosedHere,
-            });
-            tracing::debug!(%error, "data connection closed");
-            // The shutdown may fail because the connection is gone already, which is what it is for.
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        result
+        self.life.note(&self.stream, result)
     }
 }
 

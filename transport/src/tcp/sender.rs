@@ -16,7 +16,7 @@ use io_uring::{opcode, squeue, types};
 use super::frame::{CREDIT_BYTES, Frame, SHAPE_BYTES, decode_shape};
 use super::gather::Gather;
 use super::ring::Ring;
-use super::socket;
+use super::socket::{self, Life};
 use crate::error::{GoneCause, TransportError};
 use crate::link::{DataSender, Geometry, Piece, RegionId, SlotId};
 use crate::region::Region;
@@ -81,7 +81,7 @@ pub(crate) struct Sender {
     last_ticket: u64,
     completed: u64,
     reported: u64,
-    dead: Option<GoneCause>,
+    life: Life,
 }
 
 // SAFETY: the raw pointers in the messages point into memory that `Buffers` owns and that does not move; nothing is tied to a thread. An
@@ -114,7 +114,7 @@ impl Sender {
             last_ticket: 0,
             completed: 0,
             reported: 0,
-            dead: None,
+            life: Life::default(),
         })
     }
 
@@ -235,7 +235,7 @@ impl Sender {
 
     /// Runs `step` until it yields something or `timeout` is over, moving sends and credits along.
     fn drive<T>(&mut self, timeout: Duration, mut step: impl FnMut(&mut Sender) -> Option<T>) -> Result<Option<T>, TransportError> {
-        self.alive()?;
+        self.life.check()?;
         let deadline = Instant::now() + timeout;
         let mut expired = false;
         let result = loop {
@@ -256,25 +256,7 @@ impl Sender {
                 break Err(error);
             }
         };
-        self.note(result)
-    }
-
-    fn alive(&self) -> Result<(), TransportError> {
-        self.dead.map_or(Ok(()), |cause| Err(TransportError::PeerGone { cause }))
-    }
-
-    /// Closes the link on an error.
-    fn note<T>(&mut self, result: Result<T, TransportError>) -> Result<T, TransportError> {
-        if let Err(error) = &result {
-            self.dead = Some(match error {
-                TransportError::PeerGone { cause } => *cause,
-                _ => GoneCause::ClosedHere,
-            });
-            tracing::debug!(%error, "data connection closed");
-            // The shutdown may fail because the connection is gone already, which is what it is for.
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        result
+        self.life.note(&self.stream, result)
     }
 
     fn posted(&mut self, slot: SlotId) -> Result<&mut u32, TransportError> {
@@ -332,7 +314,7 @@ impl DataSender for Sender {
     }
 
     fn post_write(&mut self, slot: SlotId, offset: u32, pieces: &[Piece]) -> Result<(), TransportError> {
-        self.alive()?;
+        self.life.check()?;
         let total = self.check_pieces(pieces)?;
         let slot_bytes = self.geometry.slot_bytes as usize;
         let posted = self.posted(slot)?;
@@ -385,7 +367,7 @@ impl DataSender for Sender {
     }
 
     fn post_end(&mut self, slot: SlotId, len: u32, ticket: u64) -> Result<(), TransportError> {
-        self.alive()?;
+        self.life.check()?;
         let posted = *self.posted(slot)?;
         if posted != len {
             return Err(TransportError::Misuse(format!("slot {slot} ended at {len} bytes, {posted} were posted")));
@@ -402,11 +384,11 @@ impl DataSender for Sender {
     }
 
     fn flush(&mut self) -> Result<(), TransportError> {
-        self.alive()?;
+        self.life.check()?;
         let posted = self.buffers.as_ref().map_or(0, |b| b.messages.len());
         self.flushed_serial = self.first_serial + posted as u64;
         let moved = self.reap().and_then(|()| self.pump()).and_then(|()| self.ring.submit()).and_then(|()| self.reap());
-        self.note(moved)
+        self.life.note(&self.stream, moved)
     }
 
     fn completed(&mut self, timeout: Duration) -> Result<Option<u64>, TransportError> {

@@ -1,7 +1,7 @@
-//! Plain socket work that both connections share: options, bounded waits, exact reads. Not here: any protocol.
+//! Plain socket work that both connections share: options, bounded waits, exact reads, and the end of a connection. Not here: any protocol.
 
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,34 @@ pub(crate) fn send_all(stream: &TcpStream, mut bytes: &[u8], deadline: Instant, 
         }
     }
     Ok(())
+}
+
+/// Whether a connection still lives, as its one user at this end knows it: after its first error it is over, and every later call says why.
+#[derive(Default)]
+pub(crate) struct Life {
+    over: Option<GoneCause>,
+}
+
+impl Life {
+    /// # Errors
+    /// [`TransportError::PeerGone`] once the connection is over.
+    pub(crate) fn check(&self) -> Result<(), TransportError> {
+        self.over.map_or(Ok(()), |cause| Err(TransportError::PeerGone { cause }))
+    }
+
+    /// Closes the connection on an error, so that the peer learns of it too; passes the result on.
+    pub(crate) fn note<T>(&mut self, stream: &TcpStream, result: Result<T, TransportError>) -> Result<T, TransportError> {
+        if let Err(error) = &result {
+            self.over = Some(match error {
+                TransportError::PeerGone { cause } => *cause,
+                _ => GoneCause::ClosedHere,
+            });
+            tracing::debug!(%error, "connection closed");
+            // The shutdown may fail because the connection is gone already, which is what it is for.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        result
+    }
 }
 
 /// A fresh, unguessable session id.
