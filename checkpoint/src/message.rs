@@ -88,6 +88,25 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// The message's name, for people: what a peer says may be long, and is not shown.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Welcome(_) => "Welcome",
+            Message::Refuse { .. } => "Refuse",
+            Message::Heartbeat { .. } => "Heartbeat",
+            Message::Commit { .. } => "Commit",
+            Message::Durable { .. } => "Durable",
+            Message::Recorded { .. } => "Recorded",
+            Message::Shutdown { .. } => "Shutdown",
+            Message::Input { .. } => "Input",
+            Message::Issued { .. } => "Issued",
+        }
+    }
+}
+
 /// A frame from the network that the guest was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InputFrame {

@@ -100,22 +100,6 @@ fn attempt(standby: SocketAddr, identity: &Identity, disks: &Disks, generation: 
             Ok(Linked { node: welcome.node, link, plans })
         }
         Message::Refuse { reason } => Err(PrimaryError::Refused { peer, reason }),
-        other => Err(PrimaryError::UnexpectedAnswer { peer, what: name_of(&other).to_owned() }),
-    }
-}
-
-/// A message's name, for people.
-pub(crate) fn name_of(message: &Message) -> &'static str {
-    match message {
-        Message::Hello(_) => "Hello",
-        Message::Welcome(_) => "Welcome",
-        Message::Refuse { .. } => "Refuse",
-        Message::Heartbeat { .. } => "Heartbeat",
-        Message::Commit { .. } => "Commit",
-        Message::Durable { .. } => "Durable",
-        Message::Recorded { .. } => "Recorded",
-        Message::Shutdown { .. } => "Shutdown",
-        Message::Input { .. } => "Input",
-        Message::Issued { .. } => "Issued",
+        other => Err(PrimaryError::UnexpectedAnswer { peer, what: other.name().to_owned() }),
     }
 }

@@ -12,7 +12,6 @@ use transport::pump::receive_until;
 use types::Generation;
 use types::clock::monotonic_ns;
 
-use crate::connect::name_of;
 use crate::core::Event;
 use crate::shared::{News, Shared};
 
@@ -39,6 +38,7 @@ pub(crate) fn run(thread: &ControlThread, mut receiver: Box<dyn ControlReceiver>
 impl ControlThread {
     fn take(&self, bytes: &[u8]) -> Result<(), String> {
         let shared = &self.shared;
+        shared.let_role_hear(&self.gone);
         match message::decode(bytes).map_err(|error| error.to_string())? {
             Message::Commit { generation, epoch } => {
                 let gap_ns = shared.unlooked_ns();
@@ -68,7 +68,7 @@ impl ControlThread {
             }
             Message::Heartbeat { .. } => shared.heard_ns.store(monotonic_ns(), Ordering::Release),
             Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { link: self.link, reason }),
-            other => return Err(format!("the standby sent {} where only commits, Durable and heartbeats can come", name_of(&other))),
+            other => return Err(format!("the standby sent {} where only commits, Durable and heartbeats can come", other.name())),
         }
         Ok(())
     }

@@ -133,7 +133,8 @@ struct RoleThread {
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let (orders_tx, orders) = bounded(ORDERS);
     let (news_tx, news) = unbounded();
-    let (give, free) = unbounded();
+    // Every buffer that there is fits.
+    let (give, free) = bounded(buffers(setup.config.policy.max_in_flight));
     let mut pipeline = Pipeline::new(setup.config.policy.clone());
     let generation = setup.node.generation();
     pipeline.handle(Event::Mode { mode: Mode::Unprotected, generation }, monotonic_ns(), &mut Vec::new());
@@ -212,10 +213,14 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     }
 }
 
-/// Makes the capture buffers, one more than can be in flight: a commit may come before its buffer's completion is reaped. Off the role thread, because touching
-/// their memory takes a while.
+/// Capture buffers: one more than can be in flight, because a commit may come before its buffer's completion is reaped.
+fn buffers(max_in_flight: usize) -> usize {
+    max_in_flight.max(1) + 1
+}
+
+/// Makes the capture buffers. Off the role thread, because touching their memory takes a while.
 fn make_buffers(machine: &Machine, max_in_flight: usize, give: &Sender<CaptureBuffer>) -> Result<(), PrimaryError> {
-    for index in 0..=max_in_flight.max(1) {
+    for index in 0..buffers(max_in_flight) {
         let _ = give.send(CaptureBuffer::new(machine.slots().pages(), index)?);
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Sender, TrySendError};
 use disk_buffer::Disks;
+use transport::pump::LINK_POLL;
 use types::block::DiskIndex;
 use types::clock::monotonic_ns;
 use types::event::Report;
@@ -25,6 +26,10 @@ use crate::sync::Copying;
 pub(crate) const ORDERS: usize = 256;
 /// So many orders waiting make a `Look` needless.
 const LOOKS: usize = 8;
+
+/// News that may wait for the role thread before what the standby says has to wait as well: it must not fill this node's memory by talking faster than it is heard. In order
+/// there are a handful.
+pub(crate) const NEWS: usize = 256;
 
 /// Orders for the epoch thread.
 pub(crate) enum Order {
@@ -197,6 +202,14 @@ impl Shared {
     pub(crate) fn tell(&self, news: News) {
         // The role thread outlives the others but for the last moments of the process; then there is nothing left to tell.
         let _ = self.role.send(news);
+    }
+
+    /// Waits while the role thread has a lot to hear, or until the link is not wanted any more. For the thread that takes the standby's words, which no other thread waits for; the others'
+    /// news are few by their nature, and some of them must never wait. (A poll: a healthy standby never brings this about.)
+    pub(crate) fn let_role_hear(&self, gone: &AtomicBool) {
+        while self.role.len() >= NEWS && !gone.load(Ordering::Acquire) {
+            std::thread::sleep(LINK_POLL);
+        }
     }
 
     /// Hands the epoch thread an order. `Look` is left out when the thread has orders anyway (it looks after each), so that the queue always has room

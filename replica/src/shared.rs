@@ -1,7 +1,7 @@
 //! What the standby's threads share: the staging machine behind its lock, and the way to the role thread.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -20,6 +20,10 @@ use crate::backlog::{self, Backlog, Permit, Permits};
 use crate::core::{Action, Event, LinkFault, Standby};
 use crate::disks::Reporter;
 use crate::input::Received;
+
+/// News that may wait for the role thread before what the primary says has to wait as well: it must not fill this node's memory by talking faster than it is heard. In order
+/// there are a handful.
+pub(crate) const NEWS: usize = 256;
 
 /// News for the role thread.
 pub(crate) enum News {
@@ -194,6 +198,14 @@ impl Shared {
 
     pub(crate) fn apply(&self, job: Job) {
         let _ = self.apply.send(job);
+    }
+
+    /// Waits while the role thread has a lot to hear, or until the link is not wanted any more. For the thread that takes the primary's words, which no other thread waits for; the others'
+    /// news are few by their nature, and some of them must never wait. (A poll: a healthy primary never brings this about.)
+    pub(crate) fn let_role_hear(&self, gone: &AtomicBool) {
+        while self.role.len() >= NEWS && !gone.load(Ordering::Acquire) {
+            std::thread::sleep(LINK_POLL);
+        }
     }
 
     pub(crate) fn tell(&self, news: News) {
