@@ -95,14 +95,18 @@ impl Bench {
 
     /// A standby `b` of `a` in generation 1, recorded, with an epoch committed.
     fn standing() -> Bench {
-        let mut b = Bench::new("b", 2, Some(record(1, "a", 1, Some("b"))));
-        b.put(Event::StartStandby);
-        b.put(Event::PrimaryLinked { generation: Generation(1) });
-        b.put(Event::Committed { epoch: Epoch(1) });
-        b.put(Event::Recorded { generation: Generation(1) });
-        b.settle();
-        b.take_log();
-        b
+        Bench::new("b", 2, Some(record(1, "a", 1, Some("b")))).joined()
+    }
+
+    /// Joins `a` in generation 1 and commits an epoch.
+    fn joined(mut self) -> Bench {
+        self.put(Event::StartStandby);
+        self.put(Event::PrimaryLinked { generation: Generation(1) });
+        self.put(Event::Committed { epoch: Epoch(1) });
+        self.put(Event::Recorded { generation: Generation(1) });
+        self.settle();
+        self.take_log();
+        self
     }
 }
 

@@ -7,12 +7,7 @@ use crate::fence::Predecessor;
 fn granted() -> Bench {
     let mut b = Bench::new("b", 2, Some(record(1, "a", 1, Some("b"))));
     b.node = Node::new(Config { fence: true, ..Config::new(id("b"), 2) });
-    b.put(Event::StartStandby);
-    b.put(Event::PrimaryLinked { generation: Generation(1) });
-    b.put(Event::Committed { epoch: Epoch(1) });
-    b.put(Event::Recorded { generation: Generation(1) });
-    b.settle();
-    b.take_log();
+    let mut b = b.joined();
     b.put(Event::PeerGone { cause: "closed".to_owned() });
     b.settle();
     b

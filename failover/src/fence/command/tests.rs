@@ -1,3 +1,5 @@
+//! The fencing command with real processes: what it is told, and that nothing it starts outlives its time or its grant.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{Generation, NodeId, VmId};

@@ -1,3 +1,5 @@
+//! Which of the two ways shuts older owners out of which disks, and what is refused: with fakes for both.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

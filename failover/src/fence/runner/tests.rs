@@ -1,3 +1,5 @@
+//! The fencing thread with a fake fence and a real file arbiter: attempts, the confirmed grant, and their end.
+
 use std::sync::Mutex;
 
 use types::NodeId;
