@@ -99,8 +99,24 @@ impl RegionSet {
 
     /// Adds every region of the disk.
     pub fn insert_all(&mut self) {
-        for region in 0..self.regions() {
-            self.insert(region);
+        self.insert_range(0..self.regions());
+    }
+
+    /// Adds a range of regions, a word at a time. What the disk does not have is ignored.
+    fn insert_range(&mut self, range: Range<u32>) {
+        let range = range.start..range.end.min(self.regions());
+        if range.is_empty() {
+            return;
+        }
+        for index in range.start / 64..range.end.div_ceil(64) {
+            let bits = |up_to: u32| match up_to.saturating_sub(index * 64) {
+                bits @ 0..64 => (1u64 << bits) - 1,
+                _ => u64::MAX,
+            };
+            let word = &mut self.words[index as usize];
+            let added = bits(range.end) & !bits(range.start) & !*word;
+            *word |= added;
+            self.count += added.count_ones();
         }
     }
 
@@ -176,13 +192,14 @@ impl RegionSet {
         joined
     }
 
-    /// Adds the regions of a short form, whatever it says: it came from outside. What the disk does not have is ignored.
+    /// Adds the regions of a short form, whatever it says: it came from outside. What the disk does not have is ignored. More runs than a short form has are no short form: then nothing is
+    /// known, which is all regions, and no more is done than for one run.
     pub fn insert_runs(&mut self, runs: &[Run]) {
+        if runs.len() > MAX_RUNS {
+            return self.insert_all();
+        }
         for run in runs {
-            let end = u64::from(run.first).saturating_add(u64::from(run.count)).min(u64::from(self.regions())) as u32;
-            for region in run.first..end {
-                self.insert(region);
-            }
+            self.insert_range(run.first..run.first.saturating_add(run.count));
         }
     }
 }
@@ -226,6 +243,23 @@ mod tests {
             let exact = regions.iter().filter(|region| **region == 0 || !regions.contains(&(**region - 1))).count() <= MAX_RUNS;
             prop_assert!(!exact || read == ours);
         }
+
+        #[test]
+        fn a_run_adds_what_its_regions_would_one_by_one(before in prop::collection::btree_set(0u32..300, 0..80), first in 0u32..310, count in 0u32..310) {
+            let mut ours = set(300 * REGION_BYTES, &before);
+            ours.insert_runs(&[Run { first, count }]);
+            let expected: BTreeSet<u32> = before.into_iter().chain(first..(first + count).min(300)).filter(|region| *region < 300).collect();
+            prop_assert_eq!(ours.count() as usize, expected.len());
+            prop_assert_eq!(ours, set(300 * REGION_BYTES, &expected));
+        }
+    }
+
+    /// As many runs as fit the largest message, each of them the whole of the largest disk: that is minutes of work, one region after the other.
+    #[test]
+    fn a_short_form_that_is_none_counts_as_everything_and_costs_next_to_nothing() {
+        let mut ours = RegionSet::new(MAX_DISK_BYTES);
+        ours.insert_runs(&vec![Run { first: 0, count: u32::MAX }; 10_000]);
+        assert_eq!(u64::from(ours.count()), MAX_DISK_BYTES / REGION_BYTES);
     }
 
     #[test]
