@@ -44,17 +44,12 @@ fn a_flush_that_failed_once_never_succeeds_again() {
 fn a_protected_primarys_failed_request_stays_in_flight_and_the_standby_can_serve_it() {
     let directory = tempfile::tempdir().unwrap();
     let switch = Switch::default();
-    let primary = host(directory.path(), "one", switch.fail(is_write, libc::EIO));
-    let standby = host(directory.path(), "two", None);
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
+    let (primary, standby) = protected(directory.path(), switch.fail(is_write, libc::EIO), None);
     switch.throw();
-    primary.disk.submit(BlockRequest { tag: 7, op: write(4096, 9) }).unwrap();
+    primary.submit(7, write(4096, 9));
     let event = primary.events.recv_timeout(BOUND).unwrap();
     assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::EIO)), "{event:?}");
-    let mut done = Vec::new();
-    primary.disk.take_done(&mut done);
-    assert_eq!(done, [], "the guest has no answer");
+    assert_eq!(primary.done(), [], "the guest has no answer");
     epoch(&primary, &standby, 2);
     drop(primary);
     standby.disk.activate(BOUND).unwrap();
@@ -67,12 +62,9 @@ fn a_protected_primarys_failed_request_stays_in_flight_and_the_standby_can_serve
 fn a_failed_request_is_answered_after_all_when_no_standby_is_left_to_serve_it() {
     let directory = tempfile::tempdir().unwrap();
     let switch = Switch::default();
-    let primary = host(directory.path(), "one", switch.fail(is_write, libc::EIO));
-    let standby = host(directory.path(), "two", None);
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
+    let (primary, _standby) = protected(directory.path(), switch.fail(is_write, libc::EIO), None);
     switch.throw();
-    primary.disk.submit(BlockRequest { tag: 7, op: write(4096, 9) }).unwrap();
+    primary.submit(7, write(4096, 9));
     primary.events.recv_timeout(BOUND).unwrap();
     primary.disk.struck_out().unwrap();
     let answers = primary.answers();
@@ -84,10 +76,7 @@ fn a_standbys_disk_that_fails_says_so_and_is_never_activated() {
     let directory = tempfile::tempdir().unwrap();
     for which in [is_write as fn(Asked) -> bool, |asked| asked == Asked::Sync] {
         let switch = Switch::default();
-        let primary = host(directory.path(), "one", None);
-        let standby = host(directory.path(), "two", switch.fail(which, libc::EIO));
-        primary.disk.start_primary().unwrap();
-        protect(&primary, &standby);
+        let (primary, standby) = protected(directory.path(), None, switch.fail(which, libc::EIO));
         standby.wait_durable(1);
         switch.throw();
         primary.write(0, 5, 4096);
@@ -201,7 +190,7 @@ fn a_deep_queue_is_bounded_and_every_request_is_answered_once() {
     let host = host(directory.path(), "one", Some(Arc::new(faults)));
     host.disk.start_primary().unwrap();
     for tag in 0..REQUESTS_MAX as u64 {
-        host.disk.submit(BlockRequest { tag, op: write(tag * 512 % BYTES / 512 * 512, tag as u8) }).unwrap();
+        host.submit(tag, write(tag * 512 % BYTES / 512 * 512, tag as u8));
     }
     assert!(host.disk.submit(BlockRequest { tag: 999, op: BlockOp::Flush }).is_err());
     gate.store(true, Ordering::SeqCst);
@@ -247,10 +236,7 @@ fn a_slow_standby_holds_its_caller_back_and_loses_nothing() {
     let faults = move |asked| {
         if is_write(asked) && !slow.fetch_add(1, Ordering::SeqCst).is_multiple_of(4) { Strike::Fail(libc::EAGAIN) } else { Strike::Pass }
     };
-    let primary = host(directory.path(), "one", None);
-    let standby = host(directory.path(), "two", Some(Arc::new(faults)));
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
+    let (primary, standby) = protected(directory.path(), None, Some(Arc::new(faults)));
     let mut guest = Guest::new(primary.content(), 4);
     for number in 2..8 {
         for _ in 0..150 {
@@ -313,7 +299,7 @@ fn a_protected_primarys_disk_that_hangs_makes_it_give_up_its_role_and_one_withou
     assert!(primary.events.try_recv().is_err());
 
     switch.throw();
-    primary.disk.submit(BlockRequest { tag: 7, op: write(4096, 9) }).unwrap();
+    primary.submit(7, write(4096, 9));
     let event = primary.events.recv_timeout(BOUND).unwrap();
 
     assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::ETIMEDOUT)), "{event:?}");

@@ -9,7 +9,7 @@ use common::*;
 use disk_buffer::DiskEvent;
 use disk_buffer::disk::Tuning;
 use types::Epoch;
-use types::block::{BlockError, BlockOp, BlockRequest};
+use types::block::{BlockError, BlockOp};
 
 fn until_full(host: &Host) -> String {
     loop {
@@ -19,10 +19,6 @@ fn until_full(host: &Host) -> String {
             other => panic!("{other:?}"),
         }
     }
-}
-
-fn submit(host: &Host, tag: u64, op: BlockOp) {
-    host.disk.submit(BlockRequest { tag, op }).expect("room");
 }
 
 /// Nothing more is told for longer than any bound here.
@@ -41,15 +37,13 @@ fn a_lone_guests_writes_wait_for_space_on_a_full_file_system_while_the_rest_goes
         host.write(0, 9, 4096);
 
         for region in 1..3 {
-            submit(&host, region, BlockOp::Write { offset: region * MIB, data: vec![7; 1 << 20].into() });
+            host.submit(region, BlockOp::Write { offset: region * MIB, data: vec![7; 1 << 20].into() });
         }
 
         let text = until_full(&host);
         assert!(text.contains("no space left for") && text.contains("df"), "{text}");
         nothing_is_given_up(&host);
-        let mut done = Vec::new();
-        host.disk.take_done(&mut done);
-        assert_eq!(done, [], "two mebibytes do not fit, and no write has failed");
+        assert_eq!(host.done(), [], "two mebibytes do not fit, and no write has failed");
         let read = host.ask(BlockOp::Read { offset: 0, len: 512 }).result.unwrap().unwrap();
         assert_eq!(read[0], 9);
         host.write(0, 8, 4096);
@@ -58,7 +52,7 @@ fn a_lone_guests_writes_wait_for_space_on_a_full_file_system_while_the_rest_goes
         std::fs::remove_file(&ballast).unwrap();
         let first = host.answers();
         assert!(matches!(first[..], [ref one] if one.result == Ok(None)), "{first:?}");
-        submit(&host, 9, BlockOp::Discard { offset: first[0].tag * MIB, len: MIB });
+        host.submit(9, BlockOp::Discard { offset: first[0].tag * MIB, len: MIB });
         let mut rest = Vec::new();
         while rest.len() < 2 {
             rest.extend(host.answers());
@@ -84,18 +78,13 @@ fn any_other_error_is_answered() {
 fn a_protected_primary_that_stays_full_gives_up_its_role_and_the_standby_serves_the_write() {
     let directory = tempfile::tempdir().unwrap();
     let switch = Switch::default();
-    let primary = host(directory.path(), "one", switch.fail(is_write, libc::ENOSPC));
-    let standby = host(directory.path(), "two", None);
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
+    let (primary, standby) = protected(directory.path(), switch.fail(is_write, libc::ENOSPC), None);
     switch.throw();
-    submit(&primary, 7, write(4096, 9));
+    primary.submit(7, write(4096, 9));
     until_full(&primary);
     let event = primary.events.recv_timeout(BOUND).unwrap();
     assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::ENOSPC)), "{event:?}");
-    let mut done = Vec::new();
-    primary.disk.take_done(&mut done);
-    assert_eq!(done, [], "the guest has no answer");
+    assert_eq!(primary.done(), [], "the guest has no answer");
     epoch(&primary, &standby, 2);
     drop(primary);
     standby.disk.activate(BOUND).unwrap();
@@ -114,7 +103,7 @@ fn two_full_media_at_once_end_in_a_lone_guest_that_waits() {
     standby.wait_durable(1);
     switch.throw();
 
-    submit(&primary, 7, write(4096, 9));
+    primary.submit(7, write(4096, 9));
     epoch(&primary, &standby, 2);
 
     until_full(&standby);
@@ -135,10 +124,7 @@ fn two_full_media_at_once_end_in_a_lone_guest_that_waits() {
 fn a_standby_that_takes_over_waits_for_space_however_long_it_takes() {
     let directory = tempfile::tempdir().unwrap();
     let switch = Switch::default();
-    let primary = host(directory.path(), "one", None);
-    let standby = host(directory.path(), "two", switch.fail(is_write, libc::EDQUOT));
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
+    let (primary, standby) = protected(directory.path(), None, switch.fail(is_write, libc::EDQUOT));
     standby.wait_durable(1);
     switch.throw();
     standby.disk.taking_over();
@@ -188,7 +174,7 @@ fn a_disk_that_is_let_go_does_not_wait_for_space() {
     host.disk.start_primary().unwrap();
     switch.throw();
     for tag in 0..200 {
-        submit(&host, tag, write(tag * 4096, 1));
+        host.submit(tag, write(tag * 4096, 1));
     }
     until_full(&host);
     assert_eq!(

@@ -9,7 +9,6 @@ use common::*;
 use disk_buffer::disk::Tuning;
 use disk_buffer::engine::faults::{Asked, Faults, Strike};
 use disk_buffer::{CopyState, DiskError, Disks, Marking};
-use types::block::{BlockOp, BlockRequest};
 use types::{Commit, Epoch, Generation};
 
 const BYTES: u64 = 8 * MIB;
@@ -58,7 +57,7 @@ fn media(directory: &std::path::Path) -> (Medium, Medium) {
 }
 
 fn submit(host: &Host, offset: u64, byte: u8) {
-    host.disk.submit(BlockRequest { tag: 1, op: BlockOp::Write { offset, data: vec![byte; 4096].into() } }).unwrap();
+    host.submit(1, write(offset, byte));
 }
 
 fn marking(host: &Host) -> Marking {

@@ -86,16 +86,6 @@ fn read(host: &Host, offset: u64, len: u32) -> Vec<u8> {
     host.ask(BlockOp::Read { offset, len }).result.unwrap().unwrap().into_vec()
 }
 
-fn submit(host: &Host, tag: u64, op: BlockOp) {
-    host.disk.submit(BlockRequest { tag, op }).unwrap();
-}
-
-fn done(host: &Host) -> Vec<BlockDone> {
-    let mut done = Vec::new();
-    host.disk.take_done(&mut done);
-    done
-}
-
 /// The guest reads all of its disk, while other requests of it may be in flight.
 fn prove(guest: &mut Guest, host: &Host, what: &str) {
     let model = guest.model.clone();
@@ -236,7 +226,7 @@ fn what_was_not_held_is_on_the_device_before_the_first_epoch() {
         }
     };
     let primary = alone(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
-    submit(&primary, 1, BlockOp::Write { offset: 0, data: vec![7; 512].into() });
+    primary.submit(1, BlockOp::Write { offset: 0, data: vec![7; 512].into() });
     let (_standby, mut copy) = holding(&primary, tuning());
 
     std::thread::scope(|scope| {
@@ -266,10 +256,10 @@ fn a_flush_ends_the_epoch_and_is_answered_when_its_writes_are_on_the_device() {
     let (primary, standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
     primary.write(0, 5, 512);
 
-    submit(&primary, 9, BlockOp::Flush);
+    primary.submit(9, BlockOp::Flush);
 
     primary.waiting.recv_timeout(BOUND).unwrap();
-    assert_eq!(done(&primary), []);
+    assert_eq!(primary.done(), []);
     epoch(&primary, &standby, 2);
     assert_eq!(primary.answers(), [BlockDone { tag: 9, result: Ok(None) }]);
     assert_eq!(primary.content()[0], 5);
@@ -303,7 +293,7 @@ fn a_strike_out_lets_everything_go_and_answers_the_flush_that_waited() {
     primary.write(0, 5, 512);
     primary.disk.seal(Epoch(2)).unwrap();
     primary.write(512, 6, 512);
-    submit(&primary, 9, BlockOp::Flush);
+    primary.submit(9, BlockOp::Flush);
 
     primary.disk.struck_out().unwrap();
 
@@ -347,14 +337,10 @@ fn a_fenced_node_drops_what_it_holds_and_takes_nothing_any_more() {
 }
 
 /// Writes fail with this error from the moment that the switch is thrown.
-fn failing(errno: i32) -> (Arc<AtomicBool>, Tuning) {
-    let switch = Arc::new(AtomicBool::new(false));
-    let on = Arc::clone(&switch);
-    let faults = move |asked| {
-        let strikes = matches!(asked, Asked::Write(..) | Asked::Zero(..)) && on.load(Ordering::SeqCst);
-        if strikes { Strike::Fail(errno) } else { Strike::Pass }
-    };
-    (switch, Tuning { faults: Some(Arc::new(faults)), ..tuning() })
+fn failing(errno: i32) -> (Switch, Tuning) {
+    let switch = Switch::default();
+    let faults = switch.fail(is_write, errno);
+    (switch, Tuning { faults, ..tuning() })
 }
 
 #[test]
@@ -364,14 +350,14 @@ fn a_device_that_fails_under_a_protected_primary_leaves_the_guest_and_its_writes
     let (primary, standby) = pair(directory.path(), faulty);
     primary.write(0, 5, 512);
     primary.write(8192, 6, 512);
-    submit(&primary, 9, BlockOp::Flush);
-    switch.store(true, Ordering::SeqCst);
+    primary.submit(9, BlockOp::Flush);
+    switch.throw();
 
     epoch(&primary, &standby, 2);
 
     let event = primary.events.recv_timeout(BOUND).unwrap();
     assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::EIO)), "{event:?}");
-    assert_eq!(done(&primary), [], "the flush is not answered");
+    assert_eq!(primary.done(), [], "the flush is not answered");
     assert_eq!(read(&primary, 0, 512), [5; 512], "the guest's reads are right to its end");
     drop(primary);
     standby.disk.activate(BOUND).unwrap();
@@ -386,14 +372,14 @@ fn a_device_that_fails_a_lone_guests_answered_write_gives_errors_from_then_on() 
     let (switch, faulty) = failing(libc::EREMOTEIO);
     let (primary, _standby) = pair(directory.path(), faulty);
     primary.write(0, 5, 512);
-    submit(&primary, 9, BlockOp::Flush);
-    switch.store(true, Ordering::SeqCst);
+    primary.submit(9, BlockOp::Flush);
+    switch.throw();
 
     primary.disk.struck_out().unwrap();
 
     let error = Err(BlockError::Io(libc::EREMOTEIO));
     assert_eq!(primary.answers(), [BlockDone { tag: 9, result: error.clone() }]);
-    switch.store(false, Ordering::SeqCst);
+    switch.back();
     for op in [BlockOp::Flush, BlockOp::Read { offset: 0, len: 512 }, BlockOp::Write { offset: 0, data: vec![1; 512].into() }] {
         assert_eq!(primary.ask(op).result, error.clone());
     }
@@ -425,20 +411,20 @@ fn a_node_whose_write_the_device_refuses_for_a_newer_owner_says_so_and_answers_n
     let directory = tempfile::tempdir().unwrap();
     let (switch, faulty) = failing(libc::EBADE);
     for protected in [true, false] {
-        switch.store(false, Ordering::SeqCst);
+        switch.back();
         let (primary, standby) = pair(directory.path(), faulty.clone());
         if !protected {
             primary.disk.struck_out().unwrap();
         }
-        switch.store(true, Ordering::SeqCst);
+        switch.throw();
 
-        submit(&primary, 1, BlockOp::Write { offset: 0, data: vec![1; 512].into() });
+        primary.submit(1, BlockOp::Write { offset: 0, data: vec![1; 512].into() });
         if protected {
             epoch(&primary, &standby, 2);
         }
 
         assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::ShutOut { .. }));
-        assert_eq!(done(&primary).len(), usize::from(protected), "what was not held has no answer");
+        assert_eq!(primary.done().len(), usize::from(protected), "what was not held has no answer");
         assert!(primary.disk.submit(BlockRequest { tag: 2, op: BlockOp::Flush }).is_err());
 
         // Whoever had the disk at that moment may not have been the one who runs the guest.
@@ -455,16 +441,16 @@ fn what_is_held_waits_in_the_guests_ring_when_it_is_too_much_until_the_device_ha
     let limits = Limits { soft_bytes: 1 << 20, hard_bytes: 2 << 20, ..Limits::default() };
     let (primary, standby) = pair(directory.path(), Tuning { limits, ..tuning() });
     let write = |offset: u64| BlockOp::Write { offset, data: vec![3; 1 << 20].into() };
-    submit(&primary, 1, write(0));
+    primary.submit(1, write(0));
     primary.pressure.recv_timeout(BOUND).unwrap();
-    submit(&primary, 2, write(MIB));
+    primary.submit(2, write(MIB));
     assert!(primary.disk.submit(BlockRequest { tag: 3, op: write(2 * MIB) }).is_err());
-    assert_eq!(done(&primary).len(), 2);
+    assert_eq!(primary.done().len(), 2);
 
     epoch(&primary, &standby, 2);
 
     primary.room.recv_timeout(BOUND).unwrap();
-    submit(&primary, 3, write(2 * MIB));
+    primary.submit(3, write(2 * MIB));
 }
 
 #[test]

@@ -99,6 +99,18 @@ impl Host {
         done.into_iter().next().unwrap()
     }
 
+    /// Submits one request, for which there must be room.
+    pub fn submit(&self, tag: u64, op: BlockOp) {
+        self.disk.submit(BlockRequest { tag, op }).expect("room");
+    }
+
+    /// What is answered by now.
+    pub fn done(&self) -> Vec<BlockDone> {
+        let mut done = Vec::new();
+        self.disk.take_done(&mut done);
+        done
+    }
+
     pub fn write(&self, offset: u64, byte: u8, len: usize) {
         let done = self.ask(BlockOp::Write { offset, data: vec![byte; len].into() });
         assert_eq!(done.result, Ok(None));
@@ -354,6 +366,14 @@ pub fn is_write(asked: Asked) -> bool {
 /// A host with an image of [`BYTES`].
 pub fn host(directory: &std::path::Path, name: &str, faults: Option<Arc<dyn Faults>>) -> Host {
     Host::open_with(&options(&image(directory, name, BYTES)), Tuning { faults, ..tuning() })
+}
+
+/// A protected primary and its standby, each over faults of its own.
+pub fn protected(directory: &Path, primary: Option<Arc<dyn Faults>>, standby: Option<Arc<dyn Faults>>) -> (Host, Host) {
+    let (primary, standby) = (host(directory, "one", primary), host(directory, "two", standby));
+    primary.disk.start_primary().unwrap();
+    protect(&primary, &standby);
+    (primary, standby)
 }
 
 /// A block of one byte.
