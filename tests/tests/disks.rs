@@ -7,6 +7,7 @@ mod program;
 use std::time::Duration;
 
 use lockstep::demo::world::Host;
+use lockstep_tests::asked_for;
 use lockstep_tests::e2e::disks::{FIRST_BLOCK, REGION_BLOCKS, Stamps, load, prove_disk};
 use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, prove_memory};
 use lockstep_tests::e2e::{Image, Node, Spec, Watchdog};
@@ -22,10 +23,6 @@ const BYTES: u64 = 64 << 20;
 const KILLS: u64 = 10;
 /// Operations a second of the guest's stream.
 const RATE: u32 = 2000;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
-}
 
 /// A lab with an image for each host.
 fn with_images(guest: Guest) -> (Lab, Image, Image) {
@@ -49,19 +46,13 @@ fn every_acknowledged_disk_write_survives_a_kill_and_the_old_primary_returns_wit
     if !lab::available() {
         return;
     }
-    let first = number("LOCKSTEP_DISK_SEED", 1);
-    let kills = number("LOCKSTEP_DISK_KILLS", KILLS);
+    let first = asked_for("LOCKSTEP_DISK_SEED").unwrap_or(1);
+    let kills = asked_for("LOCKSTEP_DISK_KILLS").unwrap_or(KILLS);
     let _watchdog = Watchdog::new(TEST + Duration::from_secs(20 * kills));
     for seed in first..first + kills {
         eprintln!("LOCKSTEP_DISK_KILLS=1 LOCKSTEP_DISK_SEED={seed}");
         let mut random = StdRng::seed_from_u64(seed);
-        let guest = Guest {
-            vcpus: random.random_range(1..=2),
-            tracking: ["bitmap", "ring"][random.random_range(0..2)],
-            verify: random.random_bool(0.5),
-            ..Guest::default()
-        };
-        let (lab, a_image, b_image) = with_images(guest);
+        let (lab, a_image, b_image) = with_images(Guest::any(&mut random));
         let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a").disk(&a_image, ""), &Spec::standby(Host::B, "b").disk(&b_image, ""));
         let mut guest = lab.connect();
         let mut stamps = Stamps::new(lab.connect());
@@ -69,17 +60,17 @@ fn every_acknowledged_disk_write_survives_a_kill_and_the_old_primary_returns_wit
         dirty(&mut guest, [0, 2_000][random.random_range(0..2)]);
         a.until_protected(0);
         let blocks = random.random_range(1..400);
-        (0..blocks).for_each(|_| stamps.write(FIRST_BLOCK + random.random_range(0..FIRST_BLOCK)));
+        stamps.write_any(blocks, &mut random);
 
         a.kill();
         assert_eq!(b.until_activated().generation, Generation(2));
 
-        (0..50).for_each(|_| stamps.write(FIRST_BLOCK + random.random_range(0..FIRST_BLOCK)));
+        stamps.write_any(50, &mut random);
         stamps.prove();
         let mut again = lab.start(&Spec::standby(Host::A, "a-again").with("node", "a").disk(&a_image, ""));
         again.until_ready();
         b.until_protected(0);
-        (0..50).for_each(|_| stamps.write(FIRST_BLOCK + random.random_range(0..FIRST_BLOCK)));
+        stamps.write_any(50, &mut random);
         load(&mut guest, 0);
         assert!(prove_disk(&mut guest) > 0);
         prove_memory(&mut guest);

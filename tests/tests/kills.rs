@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep::demo::world::Host;
+use lockstep_tests::asked_for;
 use lockstep_tests::e2e::clients::{Clients, under_load};
 use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, prove_memory};
 use lockstep_tests::e2e::{Spec, Watchdog};
@@ -25,10 +26,6 @@ const WORKERS: usize = 2;
 /// The kill comes at most so long after the guest is protected.
 const LATEST_MS: u64 = 400;
 
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
-}
-
 /// The choices of one round.
 #[derive(Debug)]
 struct Round {
@@ -42,13 +39,7 @@ impl Round {
     fn of(seed: u64) -> Round {
         let mut random = StdRng::seed_from_u64(seed);
         Round {
-            guest: Guest {
-                vcpus: random.random_range(1..=2),
-                tracking: ["bitmap", "ring"][random.random_range(0..2)],
-                // The comparison makes epochs wait for each other: without it more of them are under way.
-                verify: random.random_bool(0.5),
-                ..Guest::default()
-            },
+            guest: Guest::any(&mut random),
             clients: Clients { careful: random.random_range(1..=3), pipelined: random.random_bool(0.5), seed },
             dirty_rate: [0, 2_000, 50_000][random.random_range(0..3)],
             delay: Duration::from_micros(random.random_range(0..LATEST_MS * 1000)),
@@ -84,8 +75,8 @@ fn every_acknowledged_write_survives_a_kill_at_any_moment() {
     if !lab::available() {
         return;
     }
-    let kills = number("LOCKSTEP_KILLS", KILLS);
-    let first = number("LOCKSTEP_KILL_SEED", 1);
+    let kills = asked_for("LOCKSTEP_KILLS").unwrap_or(KILLS);
+    let first = asked_for("LOCKSTEP_KILL_SEED").unwrap_or(1);
     let _watchdog = Watchdog::new(Duration::from_secs(60 + 20 * kills));
     let program = program::lockstep();
     let start = Instant::now();

@@ -10,6 +10,7 @@ mod program;
 use std::time::Duration;
 
 use lockstep::demo::world::Host;
+use lockstep_tests::asked_for;
 use lockstep_tests::e2e::disks::{FIRST_BLOCK, Stamps, load, prove_disk};
 use lockstep_tests::e2e::lab::{self, Guest, Lab, dirty, prove_memory};
 use lockstep_tests::e2e::{Image, Node, Spec, Watchdog};
@@ -25,10 +26,6 @@ const BYTES: u64 = 64 << 20;
 const KILLS: u64 = 4;
 /// Operations a second of the guest's stream.
 const RATE: u32 = 2000;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
-}
 
 /// A lab with the one image.
 fn with_image(guest: Guest) -> (Lab, Image) {
@@ -68,28 +65,18 @@ fn pair(lab: &Lab, a: &Spec, b: &Spec) -> (Node, Node) {
     (a_node, b_node)
 }
 
-fn some(stamps: &mut Stamps, random: &mut StdRng, count: u64) {
-    (0..count).for_each(|_| stamps.write(FIRST_BLOCK + random.random_range(0..FIRST_BLOCK)));
-}
-
 #[test]
 fn every_acknowledged_write_to_a_shared_disk_survives_a_kill_and_another_standby_joins() {
     if !lab::available() {
         return;
     }
-    let first = number("LOCKSTEP_SHARED_SEED", 1);
-    let kills = number("LOCKSTEP_SHARED_KILLS", KILLS);
+    let first = asked_for("LOCKSTEP_SHARED_SEED").unwrap_or(1);
+    let kills = asked_for("LOCKSTEP_SHARED_KILLS").unwrap_or(KILLS);
     let _watchdog = Watchdog::new(TEST + Duration::from_secs(20 * kills));
     for seed in first..first + kills {
         eprintln!("LOCKSTEP_SHARED_KILLS=1 LOCKSTEP_SHARED_SEED={seed}");
         let mut random = StdRng::seed_from_u64(seed);
-        let guest = Guest {
-            vcpus: random.random_range(1..=2),
-            tracking: ["bitmap", "ring"][random.random_range(0..2)],
-            verify: random.random_bool(0.5),
-            ..Guest::default()
-        };
-        let (lab, image) = with_image(guest);
+        let (lab, image) = with_image(Guest::any(&mut random));
         let a_spec = sharing(&lab, Spec::primary(Host::A, "a"), &image);
         let (mut a, mut b) = pair(&lab, &a_spec, &sharing(&lab, Spec::standby(Host::B, "b"), &image));
         let mut guest = lab.connect();
@@ -98,19 +85,19 @@ fn every_acknowledged_write_to_a_shared_disk_survives_a_kill_and_another_standby
         dirty(&mut guest, [0, 2_000][random.random_range(0..2)]);
         a.until_protected(0);
         let blocks = random.random_range(1..200);
-        some(&mut stamps, &mut random, blocks);
+        stamps.write_any(blocks, &mut random);
 
         a.kill();
         assert_eq!(b.until_activated().generation, Generation(2));
 
         assert!(lab.directory().join("fenced").exists(), "the old owner was shut out");
-        some(&mut stamps, &mut random, 50);
+        stamps.write_any(50, &mut random);
         stamps.prove();
         let again = sharing(&lab, Spec::standby(Host::A, "a-again").with("node", "a"), &image);
         let mut again = start(&lab, &again, "a");
         again.until_ready();
         b.until_protected(0);
-        some(&mut stamps, &mut random, 50);
+        stamps.write_any(50, &mut random);
         load(&mut guest, 0);
         assert!(prove_disk(&mut guest) > 0);
         prove_memory(&mut guest);

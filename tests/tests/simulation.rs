@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use lockstep_tests::asked_for;
 use lockstep_tests::sim::{self, Sabotage, Stats, World};
 
 /// What CI runs.
@@ -13,20 +14,15 @@ const SEEDS: u64 = 100_000;
 /// Within so many seeds each sabotage must be seen.
 const SABOTAGED_SEEDS: u64 = 4_000;
 
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text:?} is not a number")))
-}
-
 #[test]
 fn no_seed_shows_what_must_not_be() {
-    if let Some(seed) = number("LOCKSTEP_SEED") {
+    if let Some(seed) = asked_for("LOCKSTEP_SEED") {
         let seen = World::new(seed, None).traced().run();
         eprintln!("{seen:#?}");
         assert!(seen.is_ok(), "seed {seed}: {}", seen.unwrap_err());
         return;
     }
-    let seeds = number("LOCKSTEP_SEEDS").unwrap_or(SEEDS);
+    let seeds = asked_for("LOCKSTEP_SEEDS").unwrap_or(SEEDS);
     let start = Instant::now();
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);

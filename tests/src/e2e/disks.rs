@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use disk_buffer::changes::format;
 use lockstep::demo::client::Connection;
 use lockstep::demo::resp::Reply;
+use rand::Rng;
 
 use super::node::BOUND;
 
@@ -152,6 +153,16 @@ impl Stamps {
         let reply = self.connection.ask(&[b"DWRITE", b"0", number.as_bytes(), stamp.as_bytes()]).expect("an answer to DWRITE");
         assert_eq!(reply, Reply::Status("OK".to_owned()), "block {block}, stamp {stamp}");
         self.written.insert(block, self.stamp);
+    }
+
+    /// Writes so many blocks behind [`FIRST_BLOCK`], any.
+    ///
+    /// # Panics
+    /// As [`Stamps::write`].
+    pub fn write_any(&mut self, count: u64, random: &mut impl Rng) {
+        for _ in 0..count {
+            self.write(FIRST_BLOCK + random.random_range(0..FIRST_BLOCK));
+        }
     }
 
     /// Reads every block again that was written.

@@ -13,6 +13,7 @@ use lockstep::demo::namespace::{Namespace, NamespaceError};
 use lockstep::demo::process::NodeProcess;
 use lockstep::demo::resp::Reply;
 use lockstep::demo::world::{GUEST_ADDRESS, Host, Place, World};
+use rand::Rng;
 use tempfile::TempDir;
 
 use super::node::{BOUND, Node, Spec};
@@ -40,6 +41,19 @@ pub struct Guest {
 impl Default for Guest {
     fn default() -> Guest {
         Guest { memory_mib: 64, vcpus: 1, tracking: "auto", verify: true, detection: "5s" }
+    }
+}
+
+impl Guest {
+    /// Any guest that a seeded test may be given.
+    pub fn any(random: &mut impl Rng) -> Guest {
+        Guest {
+            vcpus: random.random_range(1..=2),
+            tracking: ["bitmap", "ring"][random.random_range(0..2)],
+            // The comparison makes epochs wait for each other: without it more of them are under way.
+            verify: random.random_bool(0.5),
+            ..Guest::default()
+        }
     }
 }
 
