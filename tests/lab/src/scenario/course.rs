@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use types::Generation;
 
-use super::clients::{self, Load};
+use super::clients::{self, Load, Service};
 use super::clock::{self, Clocks};
 use super::node::{GuestSpec, NODE_BOUND, Node, PROTECTED_BOUND, Part};
 use super::report::Row;
@@ -90,6 +90,11 @@ impl Course {
         // A guest that is protected while it boots boots four times as long under emulation.
         drop(clients::connect(lab.network(), PROTECTED_BOUND)?);
         row.boot_ms = Some(begun.elapsed().as_secs_f64() * 1e3);
+        for service in Service::of(guest) {
+            if let Service::Ledger(journal) = service {
+                clients::make_ledger(lab.network(), journal, NODE_BOUND)?;
+            }
+        }
         steps.done("the guest answers");
         let mut standby = Node::start(lab.host(2)?, 1, Part::Standby { first: true }, 1, guest, &shared)?;
         standby.until_ready()?;

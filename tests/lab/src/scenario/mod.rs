@@ -237,12 +237,6 @@ fn under_load(round: Round, course: &mut Course, turns: &mut Turns, seed: u64, r
     if built_in {
         dirty(&mut control)?;
     }
-    for service in &services {
-        if let Service::Ledger(journal) = service {
-            clients::make_ledger(&network, *journal, NODE_BOUND)?;
-        }
-    }
-    course.step("services ready");
     let mut faults = Vec::new();
     let told = clients::under_load(&network, &services, seed, row, &mut faults, |load, row, faults| {
         load.until_more(NODE_BOUND)?;

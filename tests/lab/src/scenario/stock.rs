@@ -64,6 +64,7 @@ fn probes_going_on(guest: &Agent<'_>, cpus: usize) -> Result<String, LabError> {
 /// Memory or kernel log are not as they should be, or the guest cannot be asked or switched off.
 pub fn conclude(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), LabError> {
     judge_probes(&course.network(), course.guest.cpus, row)?;
+    course.step("probes and kernel log judged");
     if course.guest.stock.is_some_and(|stock| stock.disk) {
         switch_off(course, told, row)?;
     }
@@ -111,6 +112,7 @@ fn switch_off(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), Lab
         std::thread::sleep(Duration::from_millis(50));
     }
     let device = course.guest.disks.first().map_or("/dev/vda", |disk| disk.path.as_str()).to_owned();
+    course.step("switched off");
     let host = course.primary_host()?;
     let check = host.exec(&format!("e2fsck -fn {device}"), NODE_BOUND)?;
     row.fsck_clean = Some(check.ok());
@@ -118,7 +120,9 @@ fn switch_off(course: &mut Course, told: &Told, row: &mut Row) -> Result<(), Lab
         let said = check.text();
         return Err(LabError::Found(format!("the guest's file system is not clean (e2fsck status {}): {said}", check.status)));
     }
-    let wrong = on_disk::judged(&host.agent(), &device, told)?;
+    course.step("file system checked");
+    let wrong = on_disk::judged(&course.primary_host()?.agent(), &device, told)?;
+    course.step("what is on the disk judged");
     row.data_on_disk_ok = Some(wrong.is_empty());
     if wrong.is_empty() {
         return Ok(());
