@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use dirty_tracking::Choice;
-use support::{Program, capture, config, kvm_is_there, load, machine, read, sinks, wait_past};
+use support::{Program, capture, capture_for_good, config, kvm_is_there, load, machine, read, sinks, wait_past};
 use vmm::{CpuLevel, CpuModel, Machine, MachineState, VmmError};
 
 const MEMORY: u64 = 64 << 20;
@@ -28,9 +28,7 @@ fn a_machine_of_a_baseline_runs_and_goes_on_elsewhere() {
     load(&mut first, &[Program::stamp(COUNTER, REGION, REGION, 64)]);
     first.start().unwrap();
     wait_past(&first, COUNTER, 1000);
-    let mut paused = first.pause().unwrap();
-    let state = paused.capture().unwrap();
-    paused.stay_stopped();
+    let state = capture_for_good(&first);
 
     let mut second = of_model(model, 2).unwrap();
     assert_eq!(second.cpu().objection(&first.cpu()), None);
@@ -81,9 +79,7 @@ fn captured() -> MachineState {
     load(&mut machine, &[Program::stamp(COUNTER, REGION, REGION, 64)]);
     machine.start().unwrap();
     wait_past(&machine, COUNTER, 100);
-    let mut paused = machine.pause().unwrap();
-    let state = paused.capture().unwrap();
-    paused.stay_stopped();
+    let state = capture_for_good(&machine);
     assert!(read(&machine, COUNTER) > 0);
     state
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use dirty_tracking::{Choice, DirtySet};
 use kvm_bindings::kvm_regs;
-use support::{LCG_A, LCG_C, Program, READ_MMIO, STAMP_DRAWN, capture, kvm_is_there, load, machine, read, wait_past};
+use support::{LCG_A, LCG_C, Program, READ_MMIO, STAMP_DRAWN, capture, capture_for_good, kvm_is_there, load, machine, read, wait_past};
 use types::PAGE_SIZE;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm::{Machine, MachineState, VmmError};
@@ -95,9 +95,7 @@ fn a_restored_machine_goes_on_exactly_where_the_captured_one_stopped() {
     load(&mut first, &[Program::stamp(COUNTER, REGION, REGION, 64)]);
     first.start().unwrap();
     wait_past(&first, COUNTER, 1000);
-    let mut paused = first.pause().unwrap();
-    let state = paused.capture().unwrap();
-    paused.stay_stopped();
+    let state = capture_for_good(&first);
 
     let mut second = machine(MEMORY, 1, Choice::Ring);
     copy_memory(&first, &second);
@@ -137,9 +135,7 @@ fn two_vcpus_stop_and_go_on_together() {
         let mut paused = first.pause().unwrap();
         assert_consistent(&first, &paused.capture().unwrap());
     }
-    let mut paused = first.pause().unwrap();
-    let state = paused.capture().unwrap();
-    paused.stay_stopped();
+    let state = capture_for_good(&first);
 
     let mut second = machine(MEMORY, 2, Choice::Bitmap);
     copy_memory(&first, &second);
@@ -172,9 +168,7 @@ fn an_access_to_mapped_io_that_straddles_pages_is_never_captured_half_done() {
             assert_eq!(state.vcpus[0].regs.rsi, 0, "every bit read as one");
         }
         wait_past(&running, COUNTER, read(&running, COUNTER));
-        let mut paused = running.pause().unwrap();
-        let state = paused.capture().unwrap();
-        paused.stay_stopped();
+        let state = capture_for_good(&running);
         let mut next = machine(MEMORY, 1, Choice::Bitmap);
         copy_memory(&running, &next);
         next.restore(&state).unwrap();

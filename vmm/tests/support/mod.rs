@@ -177,6 +177,14 @@ pub fn capture(machine: &Machine) -> MachineState {
     machine.pause().expect("pause").capture().expect("capture")
 }
 
+/// The state in which the machine stands still from now on.
+pub fn capture_for_good(machine: &Machine) -> MachineState {
+    let mut paused = machine.pause().expect("pause");
+    let state = paused.capture().expect("capture");
+    paused.stay_stopped();
+    state
+}
+
 pub fn read(machine: &Machine, address: u64) -> u64 {
     machine.memory().read_obj(GuestAddress(address)).unwrap()
 }
