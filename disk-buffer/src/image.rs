@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use types::block::SECTOR;
+use types::block::{BlockInfo, SECTOR};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::changes::ImageFile;
@@ -212,6 +212,18 @@ impl Image {
     #[must_use]
     pub fn identity(&self) -> ImageFile {
         self.identity
+    }
+
+    /// What the guest is shown of it. The same on every host that has a copy, whatever the medium: hosts compare it.
+    #[must_use]
+    pub fn shown(&self, serial: [u8; 20]) -> BlockInfo {
+        BlockInfo {
+            bytes: self.bytes,
+            read_only: self.read_only,
+            logical_block: SECTOR as u32,
+            physical_block: DIRECT_ALIGN_MAX as u32,
+            serial,
+        }
     }
 
     /// Its size.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use types::Epoch;
-use types::block::{BlockError, BlockInfo, BlockRequest, DiskIndex, DiskWrite, REQUESTS_MAX, SECTOR};
+use types::block::{BlockError, BlockInfo, BlockRequest, DiskIndex, DiskWrite, REQUESTS_MAX};
 
 use crate::changes::file::{LogFile, beside};
 use crate::changes::format::{Header, ImageFile};
@@ -27,7 +27,7 @@ use crate::error::{DiskError, Full};
 use crate::front::Front;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
-use crate::image::{DIRECT_ALIGN_MAX, Image};
+use crate::image::Image;
 use crate::options::{DiskOptions, Mode};
 use crate::record::{Limits, Record, Room};
 use crate::regions::RegionSet;
@@ -138,14 +138,7 @@ impl Mirror {
     pub(crate) fn open(opening: Opening<'_>) -> Result<Mirror, DiskError> {
         let Opening { index, options, serial, tuning: Tuning { limits, settle, hot_ticks, hang, full, faults, .. } } = opening;
         let image = Arc::new(Image::open(&options.path, options.read_only, options.cache)?);
-        let info = BlockInfo {
-            bytes: image.bytes(),
-            read_only: options.read_only,
-            logical_block: SECTOR as u32,
-            // The same on every host, as all of this: hosts compare it.
-            physical_block: DIRECT_ALIGN_MAX as u32,
-            serial,
-        };
+        let info = image.shown(serial);
         let (log, content) = if options.read_only { (None, Some(image.digest()?)) } else { (Some(open_log(options, &image)?), None) };
         let engine_log = log.as_ref().map(|(log, set)| (set.clone(), log.fd()));
         let engine = Engine::start(Parts { disk: index, image: Arc::clone(&image), log: engine_log, faults })?;

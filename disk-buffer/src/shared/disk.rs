@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use types::Generation;
-use types::block::{BlockDone, BlockError, BlockInfo, BlockOp, BlockRequest, DiskIndex, REQUESTS_MAX, SECTOR, is_reservation_conflict};
+use types::block::{BlockDone, BlockError, BlockOp, BlockRequest, DiskIndex, REQUESTS_MAX, is_reservation_conflict};
 
 use crate::disk::{Opening, Tuning};
 use crate::engine::{Answer, Engine, Op, Parts, Way};
@@ -18,7 +18,7 @@ use crate::error::{DiskError, Full};
 use crate::front::Front;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
-use crate::image::{DIRECT_ALIGN_MAX, Image};
+use crate::image::Image;
 use crate::options::{Cache, Mode};
 use crate::record::{Limits, Room};
 use crate::request::{as_op, as_write, change_as_op, check};
@@ -135,14 +135,7 @@ impl SharedDisk {
             return Err(DiskError::SharedUnfenced(options.path.clone()));
         }
         let image = Arc::new(Image::open_shared(&options.path, options.read_only, unit)?);
-        let info = BlockInfo {
-            bytes: image.bytes(),
-            read_only: options.read_only,
-            logical_block: SECTOR as u32,
-            // The same on every host, as all of this: hosts compare it.
-            physical_block: DIRECT_ALIGN_MAX as u32,
-            serial,
-        };
+        let info = image.shown(serial);
         let engine = Engine::start(Parts { disk: index, image: Arc::clone(&image), log: None, faults })?;
         let front = Front::new(index, info, image.path().to_owned())?;
         let state = State {
