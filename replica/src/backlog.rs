@@ -39,6 +39,13 @@ pub(crate) struct Permit {
     amount: usize,
 }
 
+impl Permit {
+    /// Whether anything is counted in with it.
+    pub(crate) fn is_for_something(&self) -> bool {
+        self.amount > 0
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut waiting = self.backlog.waiting.lock().unwrap_or_else(PoisonError::into_inner);

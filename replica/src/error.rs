@@ -49,7 +49,10 @@ pub enum ReplicaError {
     )]
     Memory(#[source] MemoryDifference),
     /// Granted, but there is nothing whole to activate from.
-    #[error("granted, but no whole epoch is applied (committed {committed}, applied {applied}); the guest is lost on this node")]
+    #[error(
+        "granted, but no whole epoch is applied (committed {committed}, applied {applied}); the guest is lost on this node, \
+         which the record names as its owner now: start the guest anew with `lockstep run` here"
+    )]
     NothingToActivate {
         /// Newest committed epoch.
         committed: Epoch,

@@ -99,9 +99,16 @@ impl Shared {
 
     /// The epoch is with the disks: its room among what is kept is given back when the primary says that it is on them.
     pub(crate) fn keep(&self, epoch: Epoch, permit: Permit) {
-        self.keeping().push_back((epoch, permit));
+        self.remember(epoch, permit);
         // It may have said so already.
         self.let_go();
+    }
+
+    fn remember(&self, epoch: Epoch, permit: Permit) {
+        // Epochs that wrote nothing come without end while one before them is kept.
+        if permit.is_for_something() {
+            self.keeping().push_back((epoch, permit));
+        }
     }
 
     /// The primary says that a shared disk has every write up to this epoch's end.
@@ -291,5 +298,19 @@ mod tests {
         drop(jobs.recv());
 
         assert_eq!(waiting(&shared), (false, false));
+    }
+
+    #[test]
+    fn epochs_that_wrote_nothing_to_a_shared_disk_leave_nothing_to_be_remembered() {
+        let (apply, _jobs) = unbounded();
+        let (role, _news) = unbounded();
+        let shared = Shared::new(GuestMap::new(std::iter::once(0..1)), Arc::default(), Arc::new(|_| {}), apply, role);
+        let enter = |bytes| shared.kept.enter(bytes, LINK_POLL, || true).expect("room");
+
+        shared.keeping().push_back((Epoch(1), enter(512)));
+        let before = shared.keeping().len();
+        (2..1000).for_each(|epoch| shared.remember(Epoch(epoch), enter(0)));
+
+        assert_eq!(shared.keeping().len(), before);
     }
 }
