@@ -92,7 +92,7 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// The host refuses a thread or random numbers.
-    #[error("the host refused {what}: {source}")]
+    #[error("the host refused {what}: {source}; its limit on threads or open files may be reached (ulimit -u, ulimit -n)")]
     Host {
         /// What.
         what: &'static str,

@@ -54,6 +54,7 @@ enum Command {
         "  lockstep run --kernel vmlinuz --initramfs initrd.img --cmdline 'root=/dev/vda1 console=ttyS0' --memory 2G --vcpus 2 \\\n",
         "    --disk path=/srv/vm0.img --net tap=tap0 --cpu x86-64-v2 --console socket:/run/lockstep/vm0.console \\\n",
         "    --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
+        "  lockstep run --disk path=/dev/disk/by-id/wwn-0x600140512345,mode=shared --net tap=tap0 --standby 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
         "  lockstep run --config vm0.toml --events /run/lockstep/vm0.events\n\n",
         "Told to stop (SIGINT, SIGTERM), a primary ends its guest: the standby does not carry on. The power button of a guest with a --kernel is pressed\n",
         "first, and the guest has 60 s to shut itself down; told a second time, the primary stops it at once.\n",
@@ -63,8 +64,10 @@ enum Command {
     /// Hold the copy of a guest that runs elsewhere, and carry on when its host dies
     #[command(after_help = concat!(
         "Examples:\n  lockstep standby --net tap=tap0 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n",
-        "  lockstep standby --kernel vmlinuz --memory 2G --vcpus 2 --disk path=/srv/vm0.img,resync=full --net tap=tap0 \\\n",
-        "    --cpu x86-64-v2 --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n\n",
+        "  lockstep standby --kernel vmlinuz --initramfs initrd.img --cmdline 'root=/dev/vda1 console=ttyS0' --memory 2G --vcpus 2 \\\n",
+        "    --disk path=/srv/vm0.img --net tap=tap0 --cpu x86-64-v2 --console socket:/run/lockstep/vm0.console \\\n",
+        "    --listen 10.78.0.2:7300 --arbiter file:/srv/shared/vm0\n\n",
+        "A disk that this host has no copy of yet is given as an empty file of the same size (truncate -s): the primary fills it while the guest runs.\n",
         "The machine (memory, vCPUs, CPU model, bus, network ports, disks' sizes, kernel) must be described as on the primary.\n",
         "Exit status: 0 the guest ended or the node was told to stop; 1 failed; 2 wrong command line or configuration; 3 fenced"
     ))]

@@ -1,20 +1,33 @@
 //! The configuration file: TOML with the command line's long option names as keys. An unknown key is an error that names the nearest known one (S7).
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::options::NodeOptions;
 use super::pairs::nearest;
 
+/// Largest configuration file, bytes: many times what all keys need. A larger one is no configuration, and is not read.
+const MAX_BYTES: u64 = 64 << 10;
+
 /// Why a configuration file was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {path}")]
+    #[error("cannot read the configuration file {path}; check the path, its permissions, and that it is text")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// Too large to be one.
+    #[error(
+        "{path} has more than {MAX_BYTES} bytes: that is no configuration file; `lockstep run --help` lists the options, whose long names are its keys"
+    )]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
     },
     /// A key that does not exist.
     #[error("{path}: unknown key {key:?}{}", nearest.as_ref().map(|n| format!("; did you mean {n:?}?")).unwrap_or_default())]
@@ -27,7 +40,7 @@ pub enum FileError {
         nearest: Option<String>,
     },
     /// Not TOML, or a value of the wrong kind.
-    #[error("{path} is not a valid configuration file")]
+    #[error("{path} is not a valid configuration file: TOML, with the long names of the options as keys (`lockstep run --help`)")]
     Syntax {
         /// The file.
         path: PathBuf,
@@ -39,9 +52,14 @@ pub enum FileError {
 /// Reads and checks a configuration file.
 ///
 /// # Errors
-/// The file is missing or unreadable, is not TOML, has an unknown key or a value of the wrong kind.
+/// The file is missing, unreadable or far too large, is not TOML, has an unknown key or a value of the wrong kind.
 pub fn read(path: &Path) -> Result<NodeOptions, FileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    let length = read.map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    if length as u64 > MAX_BYTES {
+        return Err(FileError::TooLarge { path: path.to_owned() });
+    }
     parse(path, &text)
 }
 
@@ -66,6 +84,12 @@ mod tests {
 
     fn parse_text(text: &str) -> Result<NodeOptions, FileError> {
         parse(Path::new("vm.toml"), text)
+    }
+
+    #[test]
+    fn a_file_that_never_ends_is_refused() {
+        let refused = read(Path::new("/dev/zero")).unwrap_err();
+        assert!(matches!(refused, FileError::TooLarge { .. }), "{refused}");
     }
 
     #[test]

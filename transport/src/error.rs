@@ -70,12 +70,20 @@ pub enum TransportError {
         reason: &'static str,
     },
     /// Something did not happen in time while a link was being made or a control message was being written.
-    #[error("timed out after {after_ms} ms while {what}")]
+    #[error("timed out after {after_ms} ms while {what}; is the peer running, and does the network between the hosts carry its traffic?")]
     TimedOut {
         /// What was being done.
         what: &'static str,
         /// The bound that ran out, milliseconds.
         after_ms: u64,
+    },
+    /// The replication port cannot be listened on.
+    #[error("cannot listen for a primary on {addr}: {source}; {}", unheard(source.kind()))]
+    Listen {
+        /// What was given.
+        addr: String,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// A control message is larger than the link allows.
     #[error("control message of {len} bytes is over the limit of {MAX_CONTROL_BYTES}")]
@@ -106,6 +114,16 @@ pub enum TransportError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+/// What to do about an address that cannot be listened on.
+fn unheard(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::AddrInUse => "another process has that port, another node perhaps: stop it, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "it is no address of this host (`ip address` lists them)",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root: choose a higher one",
+        _ => "give an address of this host and a free port, such as 10.78.0.2:7300",
+    }
 }
 
 impl TransportError {

@@ -38,7 +38,7 @@ pub enum VmmError {
         remedy: &'static str,
     },
     /// A KVM call failed.
-    #[error("{what} failed: {source}")]
+    #[error("{what} failed: {source} (`lockstep check` says what this host's KVM lacks)")]
     Kvm {
         /// Which call, on what.
         what: &'static str,

@@ -74,9 +74,9 @@ impl Listener {
     /// Listens on `addr` and starts the thread that meets connections.
     ///
     /// # Errors
-    /// [`TransportError::Io`] when the address is taken or not this host's.
+    /// [`TransportError::Listen`] when the address is taken or not this host's.
     pub fn bind(addr: impl ToSocketAddrs + std::fmt::Debug) -> Result<Listener, TransportError> {
-        let failed = |source| TransportError::Io { what: format!("listening for a primary on {addr:?}"), source };
+        let failed = |source| TransportError::Listen { addr: format!("{addr:?}"), source };
         let listener = TcpListener::bind(&addr).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
@@ -317,4 +317,22 @@ fn lock(sessions: &Sessions) -> MutexGuard<'_, HashMap<SessionId, Sender<TcpStre
 fn answer(stream: &TcpStream, kind: Kind, status: Status, session: SessionId) -> bool {
     let bytes = Preamble { kind, status, session }.encode();
     socket::send_all(stream, &bytes, Instant::now() + ANSWER_BOUND, "answering a preamble").is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_is_named_with_what_to_do() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cases = [
+            (taken.local_addr().unwrap().to_string(), "another process has that port"),
+            ("192.0.2.1:7300".to_owned(), "no address of this host"),
+        ];
+        for (addr, remedy) in cases {
+            let said = Listener::bind(&addr).err().unwrap().to_string();
+            assert!(said.contains(&addr) && said.contains(remedy), "{said}");
+        }
+    }
 }
