@@ -112,7 +112,7 @@ pub enum Record<'a> {
 }
 
 impl Record<'_> {
-    /// The page.
+    /// The guest page that the record is for; inside guest memory, which was checked with the part.
     #[must_use]
     pub fn gfn(&self) -> Gfn {
         match self {
@@ -177,13 +177,13 @@ impl<'a> Part<'a> {
         Ok(part)
     }
 
-    /// The header.
+    /// What the part says of itself; believed, because the digest over it was right.
     #[must_use]
     pub fn header(&self) -> &PartHeader {
         &self.header
     }
 
-    /// The pages, ascending.
+    /// The records of guest pages, in ascending order of pages. Disk blocks are in [`Part::blocks`].
     pub fn records(&self) -> impl Iterator<Item = Record<'a>> + use<'a> {
         self.named().map_while(|(gfn, code, own)| {
             // Disk blocks come after all pages.

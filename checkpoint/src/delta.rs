@@ -178,7 +178,7 @@ pub struct Delta<'a> {
 }
 
 impl<'a> Delta<'a> {
-    /// Checks every run.
+    /// A delta from bytes of outside: every run must lie inside the page, after the one before it.
     ///
     /// # Errors
     /// [`DeltaError`].

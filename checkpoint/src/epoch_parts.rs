@@ -35,7 +35,7 @@ pub struct EpochParts<'a> {
 }
 
 impl Encoder {
-    /// Begins an epoch.
+    /// Begins an epoch. Its parts are made one after the other; all of them have to reach the standby, in order, before the next epoch is begun.
     pub fn epoch<'a>(&'a mut self, input: EpochInput<'a>) -> EpochParts<'a> {
         EpochParts { encoder: self, input, index: 0, pages_done: 0, tail_done: 0, done: false }
     }

@@ -66,7 +66,7 @@ impl GuestMap {
         self.ranges.iter().any(|range| range.contains(&gfn.0))
     }
 
-    /// Number of pages.
+    /// Number of pages of guest memory, all ranges together.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.ranges.iter().map(|range| range.end - range.start).sum()

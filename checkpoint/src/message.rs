@@ -25,7 +25,7 @@ pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 const MAGIC: [u8; 2] = *b"LK";
 const PREFIX_BYTES: usize = 4;
 
-/// A control message.
+/// What primary and standby say to each other on the control connection. Who may say what is with each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// Primary to standby, first: what would be replicated.

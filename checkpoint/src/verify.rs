@@ -144,7 +144,7 @@ impl MemoryDigest {
         MemoryDigest { regions: window.ranges().iter().map(region).collect() }
     }
 
-    /// Number of pages.
+    /// Number of pages that are digested.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.regions.iter().map(|region| region.pages.len() as u64).sum()
@@ -155,7 +155,7 @@ impl MemoryDigest {
         self.regions.iter().map(RegionDigest::range).collect()
     }
 
-    /// What is digested.
+    /// The part of guest memory that is digested; regions that are impossible are left out.
     #[must_use]
     pub fn window(&self) -> GuestMap {
         GuestMap::new(self.regions.iter().filter_map(RegionDigest::range))

@@ -81,7 +81,7 @@ pub(crate) struct Opening<'a> {
     pub(crate) tuning: Tuning,
 }
 
-/// One virtual disk.
+/// One virtual disk of the guest, at this host: a copy that is mirrored, or a device that both hosts open.
 pub struct Disk {
     front: Arc<Front>,
     pub(crate) mode: Modal,

@@ -40,7 +40,7 @@ nix::ioctl_read_bad! {
 }
 use nix::ioctl_read;
 
-/// An open image.
+/// A disk image or block device, opened and locked against other processes of this host.
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,

@@ -30,7 +30,7 @@ pub enum Mode {
     Held,
 }
 
-/// What happened.
+/// What has happened: all that the pipeline learns of the world comes in as one of these, with the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The role machine's word. With [`Mode::Gated`] the epochs start anew at 1 in `generation`.

@@ -6,7 +6,7 @@
 
 use types::{Epoch, Generation};
 
-/// What happened.
+/// What has happened: all that the staging machine learns of the link and of applying comes in as one of these.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A SYNC part came, verified; it is applied as it is.

@@ -34,7 +34,7 @@ pub enum Level {
     Fail,
 }
 
-/// One finding.
+/// One thing that `lockstep check` looked at, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Item {
     /// What was looked at.
@@ -61,7 +61,7 @@ impl Item {
     }
 }
 
-/// All findings.
+/// What `lockstep check` found; its fields are those of `--json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CheckReport {
     /// Whether this host can run protected guests.

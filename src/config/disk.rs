@@ -24,7 +24,7 @@ pub const SECTOR: u64 = 512;
 
 const KEYS: [&str; 6] = ["path", "serial", "readonly", "mode", "log", "resync"];
 
-/// One virtual disk.
+/// One `--disk`, checked as far as its words go; the image is not opened yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Image file or block device of this host.

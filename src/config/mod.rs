@@ -55,7 +55,7 @@ pub struct NodeConfig {
     pub console: Console,
 }
 
-/// The virtual machine.
+/// The virtual machine, which must be the same on every host but for paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
     /// What is booted.
@@ -134,7 +134,7 @@ pub enum BusOption {
     Mmio,
 }
 
-/// What is booted.
+/// What is booted: `--kernel`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// `guest::IMAGE`, the key-value server that comes with the program.
@@ -166,7 +166,7 @@ impl GuestMemorySize {
     }
 }
 
-/// One network port.
+/// One `--net`: a network port of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Name of an existing TAP device on this host (1 to 15 bytes).
@@ -285,11 +285,11 @@ pub enum Console {
 pub mod defaults {
     use std::time::Duration;
 
-    /// Guest memory.
+    /// Guest memory, bytes: enough for the built-in guest and for small distributions.
     pub const MEMORY: u64 = 256 << 20;
     /// The VM's name.
     pub const VM: &str = "vm0";
-    /// Two scheduler slices of a loaded host (FACTS section 4: 8 ms p50) fit between two heartbeats.
+    /// Two scheduler slices of a loaded host fit between two heartbeats: 8 ms each at the median, measured beside a guest that spins on the only core.
     pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(20);
     /// Ten missed heartbeats: a hang is noticed in 0.2 s, a busy host is not mistaken for a dead one.
     pub const DETECTION_BOUND: Duration = Duration::from_millis(200);
@@ -303,6 +303,6 @@ pub mod defaults {
     pub const MAX_IN_FLIGHT: u8 = 4;
     /// The hot set of a guest that dirties a few thousand pages an epoch.
     pub const DELTA_CACHE: u64 = 64 << 20;
-    /// Log filter.
+    /// Log filter: changes of state, and what needs an operator.
     pub const LOG: &str = "info";
 }

@@ -29,7 +29,7 @@ const MOST_REQUESTS: usize = 4_000_000;
 /// Requests sent at once when the end is read back.
 const READ_BACK_BATCH: usize = 64;
 
-/// A RESP connection.
+/// A connection to the guest's server, which speaks RESP (Redis' protocol).
 #[derive(Debug)]
 pub struct Connection {
     input: BufReader<TcpStream>,

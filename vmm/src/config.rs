@@ -7,7 +7,7 @@ use crate::{BlockBackend, ConsoleSink, FrameSink};
 /// Shape of a machine. Primary and standby must be made from the same shape (TAP names and backing may differ).
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
-    /// Guest memory.
+    /// How much guest memory there is, and what it is made of.
     pub memory: MemoryConfig,
     /// Number of vCPUs, 1 to [`crate::MAX_VCPUS`].
     pub vcpus: u8,
@@ -54,7 +54,7 @@ pub enum Backing {
     HugePages,
 }
 
-/// One network interface.
+/// One network interface of the guest, on a TAP of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// Name of an existing TAP device.

@@ -16,7 +16,7 @@ pub struct SectorWrite {
     pub sector: Box<Sector>,
 }
 
-/// The marks.
+/// Which regions are marked, which of these durably, and what has to be written to make the others so.
 #[derive(Debug)]
 pub struct Marks {
     set: RegionSet,

@@ -176,7 +176,7 @@ pub struct Parts {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the thread that submits to io_uring and reaps it.
     ///
     /// # Errors
     /// When there is no io_uring, or no thread.

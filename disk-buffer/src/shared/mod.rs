@@ -1,7 +1,7 @@
 //! Shared mode: one device that both hosts can open, and that only the node that runs the guest writes to.
 //!
 //! Lives here: what is held and what may go ([`hold`], pure), what reads see of it ([`overlay`], pure), what a standby keeps ([`kept`], pure); around them the device and the guest's requests ([`disk`]), and what the node does with it in either role ([`primary`], [`standby`]). Not here: shutting an old owner out at the storage
-//! (`failover::fence`), without which none of this is safe: a node that slept between a commit and its writes would write over newer data (DESIGN: "the sleeper").
+//! (`failover::fence`), without which none of this is safe: a node that slept between a commit and its writes would write over newer data.
 //!
 //! # The way of a write
 //!

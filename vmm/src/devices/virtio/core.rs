@@ -70,7 +70,7 @@ impl VirtioCore {
         &self.interrupt
     }
 
-    /// Guest memory.
+    /// The guest memory that the rings and buffers are in.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -81,7 +81,7 @@ impl VirtioCore {
         (&self.memory, &self.interrupt, &mut self.queues)
     }
 
-    /// The status register.
+    /// The device status register (virtio 1.2, section 2.1).
     #[must_use]
     pub fn status(&self) -> u32 {
         self.status

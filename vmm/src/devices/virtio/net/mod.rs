@@ -28,5 +28,5 @@ pub use learn::Learned;
 pub use metrics::{NetCounts, NetMetrics};
 pub use state::NetState;
 
-/// An Ethernet address.
+/// An Ethernet address, as it stands in a frame.
 pub type Mac = [u8; 6];
