@@ -7,6 +7,7 @@ mod blocks;
 mod button;
 mod clock;
 mod guest;
+mod kernel_log;
 mod serve;
 mod sqlite;
 mod stamp;

@@ -5,6 +5,7 @@
 //!           time \n                                                      CLOCK_REALTIME, ns
 //!           set-time NS \n
 //!           status \n                                                    what the guest's probes have seen
+//!           kernel-errors \n                                             what its kernel has said of level error and worse
 //!           power-off \n | reboot \n
 //! answer    frames: kind (1 byte: 1 output, 2 error output, 0 end), length (4 bytes, big endian), bytes; the end's bytes are the exit status
 //! ```
@@ -98,6 +99,7 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
             said(stream, "")
         }
         Some("status") => said(stream, &crate::guest::status()),
+        Some("kernel-errors") => said(stream, &crate::kernel_log::errors()?),
         Some(word @ ("power-off" | "reboot")) => {
             let _ = said(stream, "");
             crate::guest::end(word == "reboot")

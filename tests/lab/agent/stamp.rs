@@ -18,6 +18,12 @@ const PAUSE: Duration = Duration::from_millis(30);
 static VERIFIED: [AtomicU64; MOST_CPUS] = [const { AtomicU64::new(0) }; MOST_CPUS];
 /// Pages that were not what had been written.
 static WRONG: AtomicU64 = AtomicU64::new(0);
+/// Where the stamped memory is: first address and pages, of each processor.
+static PLACES: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+/// An entry of /proc/PID/pagemap has the frame's number in its lower 55 bits (Documentation/admin-guide/mm/pagemap.rst).
+const FRAME: u64 = (1 << 55) - 1;
+/// The first frame above 4 GiB.
+const HIGH: u64 = 1 << 20;
 static FIRST: Mutex<Option<String>> = Mutex::new(None);
 
 /// The word at `index` of a page.
@@ -32,6 +38,7 @@ pub fn run(cpu: usize, mib: usize) {
     }
     let pages = (mib << 20) / 4096;
     let mut memory = vec![[0u64; WORDS]; pages];
+    PLACES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((memory.as_ptr() as usize, pages));
     let mut versions = vec![0u64; pages];
     for (number, page) in memory.iter_mut().enumerate() {
         write(page, name(cpu, number), 0);
@@ -77,5 +84,22 @@ fn verify(page: &[u64; WORDS], number: u64, version: u64) {
 pub fn status() -> String {
     let first = FIRST.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().unwrap_or_default();
     let verified = crate::each_cpu(&VERIFIED);
-    format!("stamps_verified={verified}\nstamps_wrong={}\nstamps_first={first}\n", WRONG.load(Ordering::Relaxed))
+    let wrong = WRONG.load(Ordering::Relaxed);
+    let high = high().map_or_else(|error| error.to_string(), |count| count.to_string());
+    format!("stamps_verified={verified}\nstamps_wrong={wrong}\nstamps_first={first}\nstamps_above_4g={high}\n")
+}
+
+/// Pages of stamped memory whose frames lie above 4 GiB of guest memory.
+fn high() -> std::io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    let pagemap = std::fs::File::open("/proc/self/pagemap")?;
+    let places = PLACES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let mut high = 0;
+    for (address, pages) in places {
+        let mut entries = vec![0; pages * 8];
+        pagemap.read_exact_at(&mut entries, (address / 4096 * 8) as u64)?;
+        let frames = entries.chunks_exact(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap_or_default()) & FRAME);
+        high += frames.filter(|frame| *frame >= HIGH).count();
+    }
+    Ok(high)
 }

@@ -200,6 +200,14 @@ impl Agent<'_> {
         self.simple("status", bound)
     }
 
+    /// What the kernel has said of level error and worse, a line each.
+    ///
+    /// # Errors
+    /// No answer in time.
+    pub fn kernel_errors(&self, bound: Duration) -> Result<String, LabError> {
+        self.simple("kernel-errors", bound)
+    }
+
     /// Ends the machine from inside, in good order.
     ///
     /// # Errors

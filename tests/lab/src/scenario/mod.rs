@@ -147,12 +147,8 @@ pub const ALL: &[Scenario] = &[
     scenario("replication-carrier", faults::carrier_loss, Rounds::exactly(1, 10, 25)),
     scenario("client-network-cut", faults::client_cut, Rounds::exactly(2, 20, 30)),
     scenario("slow-link-death", faults::slow_link, Rounds::exactly(1, 10, 35)),
-    Scenario {
-        guest: redis,
-        host_mib: 1024,
-        ..scenario("redis-host-death", faults::death, Rounds { least: 5, most: 20, soak: 100, share: 260 })
-    },
-    Scenario { guest: databases, host_mib: 1024, by_name: true, ..scenario("debian-host-death", faults::death, DEBIAN) },
+    Scenario { guest: databases, host_mib: 1024, ..scenario("debian-host-death", faults::death, DEBIAN) },
+    Scenario { guest: redis, host_mib: 1024, by_name: true, ..scenario("redis-host-death", faults::death, DEBIAN) },
     Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
     Scenario { play: Play::Own(arbiter_lock::prove), by_name: true, ..scenario("arbiter-lock", faults::death, Rounds::exactly(1, 5, 20)) },
     Scenario {

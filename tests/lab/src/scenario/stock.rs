@@ -89,8 +89,7 @@ pub fn judge_probes(network: &Network, cpus: u8, row: &mut Row) -> Result<(), La
     if value(&probes, "blocks_wrong")? != "0" {
         return Err(LabError::Found(format!("what the guest wrote to its disks: {probes}")));
     }
-    // The first shell that the guest ever runs: it comes from the disk, which takes its time under emulation on a busy machine.
-    let errors = guest.must("dmesg -r | grep -E '^<[0-3]>' || true", NODE_BOUND)?;
+    let errors = guest.kernel_errors(BOUND)?;
     let bad: Vec<&str> = errors.lines().filter(|line| !HARMLESS.iter().any(|known| line.contains(known))).collect();
     if !bad.is_empty() {
         return Err(LabError::Found(format!("the guest's kernel log: {}", bad.join(" | "))));
