@@ -135,14 +135,27 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     // A guest that runs here already keeps its disks.
     disks.claim(Duration::ZERO)?;
     let asking = primary::Asking { node: &mut node, arbiter: &arbiter, fence: fence.as_mut(), report: &report };
-    match primary::start(asking, abandon_standby, shutdown) {
-        Start::Granted => {}
-        Start::Refused(reason) => return Err(NodeError::Refused(reason)),
-        Start::Interrupted => return Ok(Exit::Interrupted),
-    }
-    // After the grant: this begins a line of data that no other host has.
-    disks.start_primary()?;
+    let looked_ns = match primary::start(asking, abandon_standby, shutdown) {
+        Start::Granted { looked_ns } => looked_ns,
+        other => return not_granted(other),
+    };
     machine.boot_images(&images)?;
+    types::fault::reach(types::fault::Point::BeforeStart);
+    let bound_ns = config.heartbeat.bound.as_nanos() as u64;
+    let mut confirm = |looked_ns| {
+        let asking = primary::Asking { node: &mut node, arbiter: &arbiter, fence: fence.as_mut(), report: &report };
+        primary::confirm(asking, looked_ns, bound_ns, shutdown)
+    };
+    let looked_ns = match confirm(looked_ns) {
+        Start::Granted { looked_ns } => looked_ns,
+        other => return not_granted(other),
+    };
+    // This begins a line of data that no other host has: only with a grant that stands.
+    disks.start_primary()?;
+    let looked_ns = match confirm(looked_ns) {
+        Start::Granted { looked_ns } => looked_ns,
+        other => return not_granted(other),
+    };
     machine.start()?;
     // The guest may have run on another host before: switches must not go on sending its frames there.
     for (port, frame) in machine.announcements() {
@@ -152,7 +165,16 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     }
     report(NodeEventKind::Ready);
     let machine = Arc::new(machine);
-    lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, report }, shutdown)
+    lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, looked_ns, report }, shutdown)
+}
+
+/// The end of a start that did not come to a running guest.
+fn not_granted(start: Start) -> Result<Exit, NodeError> {
+    match start {
+        Start::Refused(reason) => Err(NodeError::Refused(reason)),
+        Start::Fenced(reason) => Ok(Exit::Fenced { reason }),
+        Start::Interrupted | Start::Granted { .. } => Ok(Exit::Interrupted),
+    }
 }
 
 /// Runs a standby, and the primary that it becomes on activation, until the guest ends, it is fenced, or `shutdown` is set.
@@ -199,9 +221,11 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     };
     match replica::run(setup, shutdown)? {
         Outcome::Interrupted => Ok(Exit::Interrupted),
+        Outcome::Fenced(reason) => Ok(Exit::Fenced { reason }),
         Outcome::Activated(active) => {
-            let replica::Activated { machine, node, arbiter, fence } = *active;
-            lead(Leading { config, outlets, machine: Arc::new(machine), images, output, disks, node, arbiter, fence, report }, shutdown)
+            let replica::Activated { machine, node, arbiter, fence, looked_ns } = *active;
+            let machine = Arc::new(machine);
+            lead(Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, looked_ns, report }, shutdown)
         }
     }
 }
@@ -216,12 +240,13 @@ struct Leading<'a> {
     node: Node,
     arbiter: ArbiterClient,
     fence: Option<FenceRunner>,
+    looked_ns: u64,
     report: Report,
 }
 
 /// The life of a primary whose machine runs.
 fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
-    let Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, report } = leading;
+    let Leading { config, outlets, machine, images, output, disks, node, arbiter, fence, looked_ns, report } = leading;
     if config.console == Console::Stdio {
         console_input(&machine)?;
     }
@@ -262,6 +287,7 @@ fn lead(leading: Leading<'_>, shutdown: &AtomicBool) -> Result<Exit, NodeError> 
         node,
         arbiter,
         fence,
+        looked_ns,
         report,
     };
     Ok(match primary::run(setup, shutdown)? {

@@ -15,6 +15,8 @@
 //! - An unanswered swap is followed by a read; until that read is answered it counts as having happened for what it would allow the
 //!   other side (the gate stays closed) and as not having happened for what it would allow this one.
 //! - *Fence, then run.* Where disks are shared, a grant becomes a running guest only after every older owner has been shut out of them (`fencing`).
+//! - *Sure, then out.* Making a machine ready after the grant takes a while, and the node may sleep in it. Before the guest is started, and before anything is sent for it, the shell looks at the clock; if its last look is
+//!   longer ago than a sleep would have to be noticed, it raises [`Event::Confirm`], and starts the guest only after [`Action::ResumeRelease`]. What was answered before a sleep grants nothing ([`Event::Stalled`]).
 //! - A standby activates only after [`Action::StopCommitting`] and after winning `{g, owner, me} -> {g+1, me, None}` while it holds a
 //!   committed epoch of generation g.
 
@@ -125,6 +127,11 @@ pub enum Event {
     },
     /// This node did not run for so long (SIGSTOP, a stalled host): what it knows may be over.
     Stalled {
+        /// How long, nanoseconds.
+        gap_ns: u64,
+    },
+    /// The guest that was granted is ready, nothing of it was started or sent, and the shell last looked around so long ago that it may have slept since: the record is read first. Held as for [`Event::Stalled`].
+    Confirm {
         /// How long, nanoseconds.
         gap_ns: u64,
     },
@@ -254,7 +261,7 @@ pub enum Action {
         /// The new generation.
         generation: Generation,
     },
-    /// Primary: release nothing, not even on a commit or through an open gate, until [`Action::ResumeRelease`].
+    /// Primary: release nothing, not even on a commit or through an open gate, until [`Action::ResumeRelease`]. A guest that is not started yet is not started.
     HoldRelease,
     /// Primary: the record was read and still grants the guest to this node.
     ResumeRelease,
@@ -430,6 +437,11 @@ impl Node {
             Event::StartStandby if self.state == State::New => {
                 self.state = State::Waiting;
                 self.report("waiting for a primary", actions);
+            }
+            // A grant that was answered before the sleep may be over: it counts only when it is read again.
+            Event::Stalled { .. } if matches!(self.state, State::Starting { .. } | State::Seeking) => {
+                self.ask.forget();
+                self.ask.no_pause();
             }
             other if matches!(self.state, State::Fencing { .. }) => self.handle_fencing(other, now_ns, actions),
             other => match self.role() {

@@ -38,4 +38,4 @@ pub use disks::backends;
 pub use error::PrimaryError;
 pub use output::{ConsoleOut, OutputPath};
 pub use run::{End, PrimaryConfig, Setup, run};
-pub use start::{Asking, Start, start};
+pub use start::{Asking, Start, confirm, start};

@@ -76,6 +76,8 @@ pub struct Setup {
     pub arbiter: ArbiterClient,
     /// Has shut older owners out of the shared disks, where there are any.
     pub fence: Option<FenceRunner>,
+    /// When this node last looked around and was sure of its grant, before anything of the guest left it: CLOCK_MONOTONIC. A gap since then is a sleep like any other.
+    pub looked_ns: u64,
     /// Where events go.
     pub report: Report,
     /// Options.
@@ -146,6 +148,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         pipeline,
         epoch: orders_tx,
         role: news_tx,
+        looked_ns: setup.looked_ns,
     });
     attach(&shared);
     crate::disks::attach(&shared);

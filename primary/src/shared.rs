@@ -111,6 +111,8 @@ pub(crate) struct Made {
     pub(crate) pipeline: Pipeline,
     pub(crate) epoch: Sender<Order>,
     pub(crate) role: Sender<News>,
+    /// When this node last looked around before it started the guest, CLOCK_MONOTONIC.
+    pub(crate) looked_ns: u64,
 }
 
 thread_local! {
@@ -132,7 +134,7 @@ impl Shared {
             pipeline: Mutex::new(made.pipeline),
             epoch: made.epoch,
             role: made.role,
-            looked_ns: AtomicU64::new(now),
+            looked_ns: AtomicU64::new(made.looked_ns),
             heard_ns: AtomicU64::new(now),
             progress_ns: AtomicU64::new(now),
             reset_asked: AtomicBool::new(false),

@@ -1,4 +1,5 @@
-//! The start of a primary: the right to boot the guest, from the arbiter. Guards S3: nothing boots before the grant, and, where disks are shared, before older owners are shut out of them.
+//! The start of a primary: the right to boot the guest, from the arbiter. Guards S3: nothing boots before the grant, and, where disks are shared, before older owners are shut out of them; and nothing of the guest is started or sent
+//! after a sleep before the record was read again ([`confirm`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,9 +21,14 @@ const SLEPT_NS: u64 = 500_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// The guest may be booted.
-    Granted,
+    Granted {
+        /// When this node last looked around and the grant stood, CLOCK_MONOTONIC: for [`confirm`], and for [`crate::Setup`].
+        looked_ns: u64,
+    },
     /// It may not, for this reason.
     Refused(String),
+    /// It was granted, and the grant was over before the guest was started.
+    Fenced(String),
     /// `shutdown` was set first.
     Interrupted,
 }
@@ -41,11 +47,26 @@ pub struct Asking<'a> {
 
 /// Asks for the right to boot until there is an answer, and has older owners shut out of the shared disks; an arbiter that does not answer is asked again, with every failure reported, and so is the fence.
 pub fn start(asking: Asking<'_>, abandon_standby: bool, shutdown: &AtomicBool) -> Start {
+    until_settled(asking, Event::StartPrimary { abandon_standby }, monotonic_ns(), shutdown)
+}
+
+/// To be called when the machine is ready, just before anything of it is started or sent. Making it ready may take long, and this node may have slept in it while an operator started the guest elsewhere by force: if it last looked, at
+/// `looked_ns`, longer than `bound_ns` ago, the record is read first. [`Start::Granted`] at once otherwise.
+pub fn confirm(asking: Asking<'_>, looked_ns: u64, bound_ns: u64, shutdown: &AtomicBool) -> Start {
+    let now = monotonic_ns();
+    let gap_ns = now.saturating_sub(looked_ns);
+    if gap_ns <= bound_ns {
+        return Start::Granted { looked_ns };
+    }
+    until_settled(asking, Event::Confirm { gap_ns }, now, shutdown)
+}
+
+/// Raises an event of the role machine and lives on until it has come to something.
+fn until_settled(asking: Asking<'_>, event: Event, mut looked_ns: u64, shutdown: &AtomicBool) -> Start {
     let Asking { node, arbiter, mut fence, report } = asking;
     let fenced = fence.as_ref().map_or_else(never, |fence| fence.news().clone());
     let mut actions = Vec::new();
-    node.handle(Event::StartPrimary { abandon_standby }, monotonic_ns(), &mut actions);
-    let mut looked_ns = monotonic_ns();
+    node.handle(event, looked_ns, &mut actions);
     while !shutdown.load(Ordering::Acquire) {
         let mut outcome = None;
         for action in actions.drain(..) {
@@ -60,8 +81,12 @@ pub fn start(asking: Asking<'_>, abandon_standby: bool, shutdown: &AtomicBool) -
                         outcome = Some(Start::Refused(error.to_string()));
                     }
                 }
-                Action::Boot { .. } => outcome = Some(Start::Granted),
+                Action::Boot { .. } | Action::ResumeRelease => outcome = Some(Start::Granted { looked_ns }),
                 Action::Refused { reason } => outcome = Some(Start::Refused(reason)),
+                Action::StopGuest { reason } => {
+                    report(NodeEventKind::Fenced { reason: reason.clone() });
+                    outcome = Some(Start::Fenced(reason));
+                }
                 other => tracing::debug!(?other, "not an action of a start"),
             }
         }

@@ -2,6 +2,9 @@
 //!
 //! Lives here: the steps, in their order. Not here: the right to take them (`failover::core`). Guards S2 (only from the activation point, wholly applied) and S5
 //! (restore before start; the disks hold exactly what is committed; the machine moves its clock forward and signals every queue).
+//!
+//! In two halves, for S3: [`prepare`] takes a while (a slow disk), and the node may sleep in it while an operator starts the guest elsewhere by force; nothing of it can be seen outside. Then the role thread makes sure that the grant
+//! still stands, and only then [`Prepared::start`] sends and starts, which takes no longer than any other turn of that thread.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +32,15 @@ pub(crate) struct Started {
     pub(crate) disk_requests: u32,
 }
 
-/// Brings the machine to the activation point and starts it.
-pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started, ReplicaError> {
+/// A machine at the activation point, of which nothing has left and nothing runs.
+pub(crate) struct Prepared {
+    held: Held,
+    disks_us: u64,
+    disk_requests: u32,
+}
+
+/// Brings the machine to the activation point.
+pub(crate) fn prepare(shared: &Shared, machine: &mut Machine) -> Result<Prepared, ReplicaError> {
     types::fault::reach(types::fault::Point::MidActivation);
     let (answer, held) = bounded(1);
     // Everything committed was handed to the apply thread before: when this is answered, it is in guest memory.
@@ -50,15 +60,23 @@ pub(crate) fn activate(shared: &Shared, machine: &mut Machine) -> Result<Started
     let waited = Instant::now();
     shared.disks.activate(DISKS)?;
     let disks_us = waited.elapsed().as_micros() as u64;
-    let input = shared.received().take(held.epoch);
-    let replayed = machine.replay_input(input.into_iter().map(|frame| (frame.port, frame.bytes)));
-    let resent = resend(machine, &held);
-    machine.start()?;
-    for (port, frame) in machine.announcements() {
-        write(machine, port, &frame);
-    }
     let disk_requests = u32::try_from(state.disk_requests()).unwrap_or(u32::MAX);
-    Ok(Started { epoch: held.epoch, resent, replayed, disks_us, disk_requests })
+    Ok(Prepared { held, disks_us, disk_requests })
+}
+
+impl Prepared {
+    /// Sends what may not have left the primary, and starts the machine.
+    pub(crate) fn start(self, shared: &Shared, machine: &mut Machine) -> Result<Started, ReplicaError> {
+        let Prepared { held, disks_us, disk_requests } = self;
+        let input = shared.received().take(held.epoch);
+        let replayed = machine.replay_input(input.into_iter().map(|frame| (frame.port, frame.bytes)));
+        let resent = resend(machine, &held);
+        machine.start()?;
+        for (port, frame) in machine.announcements() {
+            write(machine, port, &frame);
+        }
+        Ok(Started { epoch: held.epoch, resent, replayed, disks_us, disk_requests })
+    }
 }
 
 /// Sends again what is committed and may not have left the primary. Duplicates are harmless to TCP; console bytes are not sent twice.

@@ -1,7 +1,7 @@
 //! The role thread: the life of a standby, until it is granted the guest or told to end.
 //!
 //! Lives here: the loop around `failover::core` and the carrying out of its actions, in order. Not here: decisions. Guards S3: the staging machine is told to stop
-//! committing before the arbiter is asked, because that is the order of the core's actions.
+//! committing before the arbiter is asked, because that is the order of the core's actions; and a grant becomes a running guest only if this thread has looked at the clock a moment before and seen no sleep, or has read the record since.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use types::event::{NodeEventKind, Protection, Report};
 use types::{Epoch, Generation, NodeId, VmId};
 use vmm::Machine;
 
-use crate::activate::activate;
+use crate::activate::{Prepared, prepare};
 use crate::apply::{self, Job};
 use crate::backlog::Permits;
 use crate::control::{self, ControlThread};
@@ -86,12 +86,16 @@ pub struct Activated {
     pub arbiter: ArbiterClient,
     /// As in [`Setup`].
     pub fence: Option<FenceRunner>,
+    /// When it last looked, before anything of the guest left this node, and had not slept since the record named it: CLOCK_MONOTONIC.
+    pub looked_ns: u64,
 }
 
 /// How a standby's life ended.
 pub enum Outcome {
     /// It took over.
     Activated(Box<Activated>),
+    /// It was granted the guest, and the grant was over before the guest was started.
+    Fenced(String),
     /// It was told to end.
     Interrupted,
 }
@@ -122,7 +126,26 @@ struct RoleThread {
     links: u64,
     news: Receiver<News>,
     asked_ns: u64,
-    done: Option<Result<(), ReplicaError>>,
+    /// When the thread last looked around: a gap means that this process did not run.
+    looked_ns: u64,
+    activating: Option<Activating>,
+    /// Nothing may be started before the record was read.
+    held: bool,
+    done: Option<Result<Done, ReplicaError>>,
+}
+
+/// A machine that waits to be started, and since when, CLOCK_MONOTONIC.
+struct Activating {
+    prepared: Prepared,
+    generation: Generation,
+    granted_ns: u64,
+    grant_us: u64,
+}
+
+/// How the thread's work ended.
+enum Done {
+    Activated,
+    Fenced(String),
 }
 
 /// Runs a standby until it has activated or `shutdown` is set.
@@ -159,19 +182,36 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
         spawn("greeter", move || greet::run(&shared, &door, &listener))?;
     }
     report(NodeEventKind::Ready);
-    let mut role = RoleThread { machine, node, arbiter, fence, config, shared, door, link: None, links: 0, news, asked_ns: 0, done: None };
+    let mut role = RoleThread {
+        machine,
+        node,
+        arbiter,
+        fence,
+        config,
+        shared,
+        door,
+        link: None,
+        links: 0,
+        news,
+        asked_ns: 0,
+        looked_ns: monotonic_ns(),
+        activating: None,
+        held: false,
+        done: None,
+    };
     role.live(shutdown);
-    if role.done.is_none() && role.node.protection() == Protection::Fencing {
+    if role.done.is_none() && (role.activating.is_some() || role.node.protection() == Protection::Fencing) {
         tracing::error!(
-            "told to stop while older owners were being shut out: the guest that was held here is given up, and this node is its owner; start it with `lockstep run`"
+            "told to stop between the grant and the guest's start: the guest that was held here is given up, and this node is its owner; start it with `lockstep run`"
         );
     }
     role.door.closed.store(true, Ordering::Release);
     role.drop_link();
     role.shared.apply(Job::Stop);
-    let RoleThread { machine, node, arbiter, fence, done, .. } = role;
+    let RoleThread { machine, node, arbiter, fence, looked_ns, done, .. } = role;
     match done {
-        Some(Ok(())) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter, fence }))),
+        Some(Ok(Done::Activated)) => Ok(Outcome::Activated(Box::new(Activated { machine, node, arbiter, fence, looked_ns }))),
+        Some(Ok(Done::Fenced(reason))) => Ok(Outcome::Fenced(reason)),
         Some(Err(error)) => Err(error),
         None => Ok(Outcome::Interrupted),
     }
@@ -189,7 +229,7 @@ impl RoleThread {
         let news = self.news.clone();
         let fenced = self.fence.as_ref().map_or_else(never, |fence| fence.news().clone());
         let mut beat_at = monotonic_ns();
-        let mut looked_at = beat_at;
+        self.looked_ns = beat_at;
         while self.done.is_none() && !shutdown.load(Ordering::Acquire) {
             let due = beat_at.min(self.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(monotonic_ns());
             let item = crossbeam::channel::select! {
@@ -199,8 +239,8 @@ impl RoleThread {
                 default(Duration::from_nanos(due)) => None,
             };
             let now = monotonic_ns();
-            let gap_ns = now.saturating_sub(looked_at + due);
-            looked_at = now;
+            let gap_ns = now.saturating_sub(self.looked_ns + due);
+            self.looked_ns = now;
             if self.link.is_none() && gap_ns > self.config.bound_ns {
                 // Before anything that came from before a sleep is believed: a grant may be over. (With a link the detector tells.)
                 self.raise(RoleEvent::Stalled { gap_ns });
@@ -218,6 +258,7 @@ impl RoleThread {
             if self.node.deadline_ns().is_some_and(|at| now >= at) {
                 self.raise(RoleEvent::Tick);
             }
+            self.start_if_sure();
         }
     }
 
@@ -261,19 +302,45 @@ impl RoleThread {
                 }
             }
             Action::Activate { generation } => self.activate(generation),
+            Action::HoldRelease => self.held = true,
+            Action::ResumeRelease => self.held = false,
+            Action::ShutGate => self.shared.disks.shut(),
+            Action::StopGuest { reason } => {
+                (self.shared.report)(NodeEventKind::Fenced { reason: reason.clone() });
+                self.done = Some(Ok(Done::Fenced(reason)));
+            }
             // A primary's actions: a standby's core gives none of them.
             other => tracing::debug!(?other, "not a standby's action"),
         }
     }
 
     fn activate(&mut self, generation: Generation) {
-        let granted = monotonic_ns();
-        let grant_us = granted.saturating_sub(self.asked_ns) / 1000;
-        let started = activate(&self.shared, &mut self.machine);
-        let activation_us = monotonic_ns().saturating_sub(granted) / 1000;
+        let granted_ns = monotonic_ns();
+        let grant_us = granted_ns.saturating_sub(self.asked_ns) / 1000;
+        match prepare(&self.shared, &mut self.machine) {
+            Ok(prepared) => self.activating = Some(Activating { prepared, generation, granted_ns, grant_us }),
+            Err(error) => self.done = Some(Err(error)),
+        }
+    }
+
+    /// Starts the machine that was prepared, unless this node slept meanwhile, or was busy for so long that it may have: then once the record is read.
+    fn start_if_sure(&mut self) {
+        if self.activating.is_none() || self.held || self.done.is_some() {
+            return;
+        }
+        let now = monotonic_ns();
+        let gap_ns = now.saturating_sub(self.looked_ns);
+        self.looked_ns = now;
+        if gap_ns > self.config.bound_ns {
+            return self.raise(RoleEvent::Confirm { gap_ns });
+        }
+        let Some(Activating { prepared, generation, granted_ns, grant_us }) = self.activating.take() else { return };
+        let started = prepared.start(&self.shared, &mut self.machine);
+        let activation_us = monotonic_ns().saturating_sub(granted_ns) / 1000;
         self.done = Some(started.map(|started| {
             tracing::info!(%generation, epoch = %started.epoch, activation_us, grant_us, disks_us = started.disks_us, resent = started.resent, replayed = started.replayed, disk_requests = started.disk_requests, "activated");
             (self.shared.report)(NodeEventKind::Activated { generation, epoch: started.epoch, activation_us, grant_us, disk_requests: started.disk_requests });
+            Done::Activated
         }));
     }
 

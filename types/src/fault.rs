@@ -27,6 +27,8 @@ pub enum Point {
     MidApply,
     /// Standby: granted, nothing restored.
     MidActivation,
+    /// Primary: granted, nothing of the guest started.
+    BeforeStart,
     /// Primary: an epoch of many pages is captured. It does not die here: a page is left out ([`misbehave`]).
     MissPage,
 }
@@ -42,6 +44,7 @@ impl Point {
             Point::BeforeFence => "before-fence",
             Point::MidApply => "mid-apply",
             Point::MidActivation => "mid-activation",
+            Point::BeforeStart => "before-start",
             Point::MissPage => "miss-page",
         }
     }
@@ -55,7 +58,7 @@ struct Armed {
 
 static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 
-const ALL: [Point; 9] = [
+const ALL: [Point; 10] = [
     Point::MidSync,
     Point::MidPause,
     Point::MidSend,
@@ -64,6 +67,7 @@ const ALL: [Point; 9] = [
     Point::BeforeFence,
     Point::MidApply,
     Point::MidActivation,
+    Point::BeforeStart,
     Point::MissPage,
 ];
 

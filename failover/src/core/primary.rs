@@ -20,20 +20,30 @@ impl Node {
             }
             Event::PeerGone { cause } => self.standby_gone(&cause, actions),
             Event::Stalled { gap_ns } => {
-                // Every answer that is already on its way speaks of the time before.
-                self.ask.forget();
-                self.ask.no_pause();
-                if !matches!(self.state, State::Striking | State::Ending) && !self.on_hold {
-                    self.on_hold = true;
-                    actions.push(Action::HoldRelease);
-                    self.report(&format!("did not run for {} ms: output is held until the record is read", gap_ns / 1_000_000), actions);
-                }
+                self.doubt(&format!("did not run for {} ms: output is held until the record is read", gap_ns / 1_000_000), actions);
+            }
+            Event::Confirm { gap_ns } => {
+                let reason =
+                    format!("granted: the last look is {} ms ago, so the record is read before the guest is started", gap_ns / 1_000_000);
+                self.doubt(&reason, actions);
             }
             Event::NewerGeneration { generation } if generation > self.generation => self.watch_at_ns = Some(now_ns),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
             Event::DiskFailed { reason } => self.disk_failed(reason, actions),
             Event::ShutOut { reason } => self.fence(&format!("shut out of a shared disk: {reason}"), actions),
             _ => {}
+        }
+    }
+
+    /// What this node knows may be over: nothing leaves before the record was read.
+    fn doubt(&mut self, reason: &str, actions: &mut Vec<Action>) {
+        // Every answer that is already on its way speaks of the time before.
+        self.ask.forget();
+        self.ask.no_pause();
+        if !matches!(self.state, State::Striking | State::Ending) && !self.on_hold {
+            self.on_hold = true;
+            actions.push(Action::HoldRelease);
+            self.report(reason, actions);
         }
     }
 

@@ -17,6 +17,7 @@ fn record(generation: u64, owner: &str, instance: u64, standby: Option<&str>) ->
 }
 
 /// A node with its arbiter's record at hand.
+#[derive(Clone)]
 struct Bench {
     node: Node,
     record: Option<Record>,
@@ -60,6 +61,14 @@ impl Bench {
                 Answer::Done
             }
             Request::Swap { .. } => Answer::Lost(self.record.clone()),
+        }
+    }
+
+    /// The same, until a change is asked for.
+    fn settle_reads(&mut self) {
+        while let Some((id, request)) = self.asked.pop_if(|(_, request)| *request == Request::Read) {
+            let answer = self.perform(&request);
+            self.put(Event::ArbiterReply { id, answer });
         }
     }
 
@@ -276,6 +285,59 @@ fn a_standby_lost_while_memory_is_copied_needs_no_arbiter() {
     a.put(Event::PeerGone { cause: "closed".to_owned() });
     assert_eq!(a.take_log(), [Action::DropLink]);
     assert!(a.asked.is_empty() && a.node.accepts_standby());
+}
+
+#[test]
+fn a_grant_that_came_before_a_sleep_is_read_again_before_it_counts() {
+    // A start, and a takeover: the arbiter has answered, then the node slept, then it finds the answer.
+    let mut a = Bench::new("a", 9, None);
+    a.put(Event::StartPrimary { abandon_standby: false });
+    a.settle_reads();
+    let mut b = Bench::standing();
+    b.put(Event::PeerGone { cause: "closed".to_owned() });
+    b.settle_reads();
+    b.take_log();
+    for (mut bench, lost) in [(a.clone(), false), (b.clone(), false), (a, true), (b, true)] {
+        let (id, request) = bench.asked.pop().expect("the grant is asked for");
+        let answer = bench.perform(&request);
+        assert_eq!(answer, Answer::Done);
+        if lost {
+            bench.record = Some(record(9, "c", 5, None));
+        }
+
+        bench.put(Event::Stalled { gap_ns: 60_000 * MS });
+        bench.put(Event::ArbiterReply { id, answer });
+        assert_eq!(bench.take_log(), [], "the answer is of another time");
+        bench.settle();
+
+        let log = bench.take_log();
+        let runs = log.iter().any(|action| matches!(action, Action::Boot { .. } | Action::Activate { .. }));
+        assert_eq!(runs, !lost, "{log:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_is_ready_is_started_only_when_a_doubt_about_the_grant_is_settled() {
+    let mut a = Bench::new("a", 1, None);
+    a.put(Event::StartPrimary { abandon_standby: false });
+    a.settle();
+    a.take_log();
+    for lost in [false, true] {
+        a.put(Event::Confirm { gap_ns: 60_000 * MS });
+        assert_eq!(a.take_log(), [Action::HoldRelease]);
+        a.fail();
+        assert_eq!(a.take_log(), [], "no answer is no grant");
+        if lost {
+            a.record = Some(record(2, "c", 5, None));
+        }
+        a.wait();
+        a.settle();
+        let log = a.take_log();
+        match lost {
+            false => assert_eq!(log, [Action::ResumeRelease]),
+            true => assert!(matches!(log[..], [Action::ShutGate, Action::StopGuest { .. }, Action::DropLink]), "{log:?}"),
+        }
+    }
 }
 
 #[test]

@@ -34,6 +34,8 @@ impl RoleThread {
         let news = self.news.clone();
         let mut beat_at = monotonic_ns();
         let mut samples_at = beat_at;
+        // The guest runs already.
+        self.notice_sleep(beat_at);
         self.raise(RoleEvent::Tick);
         while self.end.is_none() && self.broken.is_none() {
             let now = monotonic_ns();

@@ -103,7 +103,7 @@ fn nothing_boots_before_older_owners_are_shut_out() {
         }
         assert!(!starting.is_finished());
         bench.orders.send(Ok(())).unwrap();
-        assert_eq!(starting.join().unwrap(), Start::Granted);
+        assert!(matches!(starting.join().unwrap(), Start::Granted { .. }));
     });
     assert_eq!(*bench.told.asked.lock().unwrap(), [vec![], vec![], vec![]], "nobody else was there before");
 }
@@ -138,6 +138,48 @@ fn whoever_was_not_shut_out_by_an_earlier_grant_is_named() {
     // Arrange: `a` itself took over from `b` in generation 2 and died before `b` was shut out.
     let bench = Bench::new(Some(Record { unfenced: vec![name("b")], ..record(2, "a", 1) }));
     bench.orders.send(Ok(())).unwrap();
-    assert_eq!(bench.start(false), Start::Granted);
+    assert!(matches!(bench.start(false), Start::Granted { .. }));
     assert_eq!(*bench.told.asked.lock().unwrap(), [vec![name("b")]]);
+}
+
+/// A node with the grant, a client, and a report that nobody reads.
+fn granted(arbiter: &MemoryArbiter) -> (Node, ArbiterClient, Report) {
+    let mut node = Node::new(Config { watch_ns: 5_000_000, ..Config::new(name("a"), 7) });
+    let client = ArbiterClient::spawn(Box::new(arbiter.clone())).unwrap();
+    let report: Report = Arc::new(|_| {});
+    let asking = Asking { node: &mut node, arbiter: &client, fence: None, report: &report };
+    assert!(matches!(start(asking, false, &AtomicBool::new(false)), Start::Granted { .. }));
+    (node, client, report)
+}
+
+#[test]
+fn a_guest_is_not_started_after_a_sleep_unless_the_record_still_names_this_node() {
+    const BOUND_NS: u64 = 50_000_000;
+    for lost in [false, true] {
+        let mut arbiter = MemoryArbiter::default();
+        let (mut node, client, report) = granted(&arbiter);
+        let mine = arbiter.read().unwrap();
+        if lost {
+            arbiter.swap(mine.as_ref(), &record(2, "c", 9)).unwrap();
+        }
+        let slept = monotonic_ns() - BOUND_NS - 1;
+
+        let asking = Asking { node: &mut node, arbiter: &client, fence: None, report: &report };
+        let sure = confirm(asking, slept, BOUND_NS, &AtomicBool::new(false));
+
+        match sure {
+            Start::Granted { looked_ns } if !lost => assert!(looked_ns > slept + BOUND_NS, "the sleep is over"),
+            Start::Fenced(reason) if lost => assert!(reason.contains("c was granted generation 2"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_did_not_sleep_asks_nothing_more() {
+    let arbiter = MemoryArbiter::default();
+    let (mut node, client, report) = granted(&arbiter);
+    let looked = monotonic_ns();
+    let asking = Asking { node: &mut node, arbiter: &client, fence: None, report: &report };
+    assert_eq!(confirm(asking, looked, u64::MAX, &AtomicBool::new(false)), Start::Granted { looked_ns: looked });
 }

@@ -204,6 +204,16 @@ impl Node {
         assert_eq!(status.code(), Some(3), "a fenced node says so in its exit status: {status}");
     }
 
+    /// Waits until it stands still at its fault point (`POINT:N:stop`).
+    ///
+    /// # Panics
+    /// It ends instead.
+    pub fn until_asleep(&mut self) {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        let status = waitpid(self.0.pid(), Some(WaitPidFlag::WUNTRACED)).expect("a process to wait for");
+        assert!(matches!(status, WaitStatus::Stopped(..)), "it should have stopped at its fault point: {status:?}\n{}", self.0.log_tail());
+    }
+
     /// Waits until it has died of SIGKILL (a fault point).
     ///
     /// # Panics
