@@ -23,6 +23,7 @@ use primary::core::Policy;
 use primary::{End, OutputPath, PrimaryConfig, Start};
 use replica::{Outcome, ReplicaConfig};
 use transport::TransportError;
+use types::HostId;
 use types::event::{NodeEventKind, Report};
 use vmm::{BootConfig, BootImages, CpuLevel, CpuModel, KernelImage, Machine, Sinks};
 
@@ -121,7 +122,8 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     let report = Arc::clone(&outlets.report);
     let images = images(config)?;
     let arbiters = arbiters(config);
-    let fence = fence::of(config)?;
+    let host = failover::host::this_host();
+    let fence = fence::of(config, host)?;
     let disks = open_disks(config, fence.is_some())?;
     let mut fence = fence::runner(fence, config, &disks, &arbiters);
     let (mut machine, output) = machine(config, outlets, &disks)?;
@@ -129,7 +131,7 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
         return Err(NodeError::WrongPart("primary"));
     }
     let arbiter = client(arbiters())?;
-    let mut node = node(config);
+    let mut node = node(config, host);
     // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
     disks.check_start()?;
     // A guest that runs here already keeps its disks.
@@ -196,12 +198,13 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     // Now: after a failover the guest may ask for a reset, and would then not find what it boots from.
     let images = images(config)?;
     let arbiters = arbiters(config);
-    let fence = fence::of(config)?;
+    let host = failover::host::this_host();
+    let fence = fence::of(config, host)?;
     let disks = open_disks(config, fence.is_some())?;
     let fence = fence::runner(fence, config, &disks, &arbiters);
     let (machine, output) = machine(config, outlets, &disks)?;
     let setup = replica::Setup {
-        node: node(config),
+        node: node(config, host),
         arbiter: client(arbiters())?,
         fence,
         listener: transport::tcp::Listener::bind(listen)?,
@@ -391,10 +394,10 @@ fn shape(config: &NodeConfig, machine: &Machine) -> GuestShape {
     }
 }
 
-fn node(config: &NodeConfig) -> Node {
+fn node(config: &NodeConfig, host: Option<HostId>) -> Node {
     // Tells this process from an earlier one of the same name; a repeat would take two starts in the same nanosecond with the same seed.
     let instance = rand::random();
-    Node::new(RoleConfig { fence: fence::paths(config).next().is_some(), ..RoleConfig::new(config.node.clone(), instance) })
+    Node::new(RoleConfig { host, fence: fence::paths(config).next().is_some(), ..RoleConfig::new(config.node.clone(), instance) })
 }
 
 /// What makes a way to the arbiter for whoever asks it on a thread of its own.

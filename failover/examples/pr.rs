@@ -32,7 +32,7 @@ fn run(arguments: &[String]) -> Result<String, Box<dyn Error>> {
     let [device, vm, verb, rest @ ..] = arguments else { return Err("pr DEVICE VM probe|shut-out|clear|write OFFSET BYTE".into()) };
     let vm = VmId(vm.clone());
     let fence = Reservation::new(device, vm.clone());
-    let me = Owner { vm, node: NodeId("example".to_owned()), instance: 1, generation: Generation(1) };
+    let me = Owner { vm, node: NodeId("example".to_owned()), host: None, instance: 1, generation: Generation(1) };
     match (verb.as_str(), rest) {
         ("probe", []) => fence.probe()?,
         ("shut-out", []) => fence.shut_out(&[], &me, &Always)?,

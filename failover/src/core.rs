@@ -26,7 +26,7 @@ mod primary;
 mod standby;
 
 use types::event::{Protection, Role};
-use types::{Epoch, Generation, NodeId};
+use types::{Epoch, Generation, HostId, NodeId};
 
 use crate::fence::Predecessor;
 use crate::record::Record;
@@ -40,6 +40,8 @@ pub type RequestId = u64;
 pub struct Config {
     /// This node's name.
     pub me: NodeId,
+    /// This host, if it has an identity: a node of the same name on another is not this one.
+    pub host: Option<HostId>,
     /// This process: drawn at random when it starts.
     pub instance: u64,
     /// An arbiter request that is unanswered for so long is given up, and the record read again. Nanoseconds.
@@ -60,6 +62,7 @@ impl Config {
     pub fn new(me: NodeId, instance: u64) -> Config {
         Config {
             me,
+            host: None,
             instance,
             request_timeout_ns: 2_000_000_000,
             backoff_first_ns: 10_000_000,
@@ -528,7 +531,8 @@ impl Node {
     }
 
     fn mine(&self, generation: Generation, standby: Option<NodeId>) -> Record {
-        Record { generation, owner: self.config.me.clone(), instance: self.config.instance, standby, unfenced: Vec::new() }
+        let Config { me, host, instance, .. } = &self.config;
+        Record { generation, owner: me.clone(), host: *host, instance: *instance, standby, unfenced: Vec::new() }
     }
 
     fn watch_from(&mut self, now_ns: u64) {

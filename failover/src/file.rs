@@ -19,8 +19,10 @@ use types::VmId;
 use crate::arbiter::{Arbiter, ArbiterError, Swap};
 use crate::record::Record;
 
-/// The version of the file's format.
-const VERSION: u64 = 1;
+/// The version of the file's format that is written: 2 names hosts beside nodes.
+const VERSION: u64 = 2;
+/// The oldest that is read.
+const OLDEST: u64 = 1;
 /// No record is longer than this; a longer file is no record. Names are the only part without a fixed length.
 const MAX_BYTES: u64 = 16 * 1024;
 /// How long a swap waits for the lock: a swap holds it for a few fsyncs.
@@ -118,7 +120,7 @@ impl FileArbiter {
         }
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| garbage(e.to_string()))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(VERSION) => {}
+            Some(OLDEST..=VERSION) => {}
             Some(found) => return Err(ArbiterError::Version { path: self.path.clone(), found, known: VERSION }),
             None => return Err(garbage("no version in it".to_owned())),
         }

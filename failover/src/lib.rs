@@ -10,6 +10,7 @@ pub mod core;
 pub mod detector;
 pub mod fence;
 pub mod file;
+pub mod host;
 pub mod memory;
 pub mod record;
 

@@ -3,7 +3,39 @@
 //! Lives here: the value. Not here: how it is stored or changed. Guards S3: it changes only as a whole, by compare-and-swap.
 
 use serde::{Deserialize, Serialize};
-use types::{Generation, NodeId};
+use types::{Generation, HostId, NodeId};
+
+/// An owner of which it is not known that it can write no more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored")]
+pub struct Predecessor {
+    /// Its node.
+    pub node: NodeId,
+    /// Its host; none where the record did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
+}
+
+/// A predecessor as records have it: those of the first version have the name alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Name(NodeId),
+    Whole {
+        node: NodeId,
+        #[serde(default)]
+        host: Option<HostId>,
+    },
+}
+
+impl From<Stored> for Predecessor {
+    fn from(stored: Stored) -> Predecessor {
+        match stored {
+            Stored::Name(node) => Predecessor { node, host: None },
+            Stored::Whole { node, host } => Predecessor { node, host },
+        }
+    }
+}
 
 /// Who may run the guest.
 ///
@@ -17,6 +49,9 @@ pub struct Record {
     pub generation: Generation,
     /// The node that may run the guest in this generation.
     pub owner: NodeId,
+    /// The owner's host ([`crate::host`]): a name alone could be that of two hosts. None in a record of a release that did not tell, or of a host that has no identity; then the name counts alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostId>,
     /// The owner's process, a random number drawn when it started.
     pub instance: u64,
     /// The only node that may ask for the next generation without the owner's consent.
@@ -24,13 +59,28 @@ pub struct Record {
     /// Nodes that owned the VM before and of which it is not certain that they can write to its shared disks no more: the owner runs nothing before it has shut them out. Carried over from grant to grant until that is done,
     /// so that a new owner that dies over it leaves the next one knowing. Always empty without shared disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unfenced: Vec<NodeId>,
+    pub unfenced: Vec<Predecessor>,
 }
 
 impl Record {
+    /// The owner, as one who may be left able to write.
+    #[must_use]
+    pub fn owner_left(&self) -> Predecessor {
+        Predecessor { node: self.owner.clone(), host: self.host }
+    }
+
     /// Whether this record grants the guest to that process of that node.
     #[must_use]
     pub fn is_owned_by(&self, node: &NodeId, instance: u64) -> bool {
         self.owner == *node && self.instance == instance
+    }
+}
+
+impl Predecessor {
+    /// Whether it is the node of this name on this host: another host of the same name is another, where both hosts are known.
+    #[must_use]
+    pub fn is(&self, node: &NodeId, host: Option<HostId>) -> bool {
+        let elsewhere = matches!((self.host, host), (Some(one), Some(other)) if one != other);
+        self.node == *node && !elsewhere
     }
 }

@@ -73,7 +73,7 @@ pub struct NodeOptions {
     /// Who decides which node may run the guest: file:PATH on storage that both hosts see
     #[arg(long, value_name = "file:PATH", help_heading = "Replication")]
     pub arbiter: Option<String>,
-    /// For shared disks that have no persistent reservations: a command that makes sure that the host LOCKSTEP_FENCE_NODE is dead, run before this node takes its guest over (exit 0: it is certain; within 60 s)
+    /// For shared disks that have no persistent reservations: a command that makes sure that the host LOCKSTEP_FENCE_NODE is dead, run before this node takes its guest over (exit 0: it is certain; within 60 s). A host of this node's own name is told from this one by LOCKSTEP_FENCE_HOST and LOCKSTEP_HOST
     #[arg(long, value_name = "COMMAND", help_heading = "Replication", allow_hyphen_values = true)]
     pub fence_command: Option<String>,
     /// What carries the epochs [default: tcp]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use disk_buffer::Disks;
 use failover::fence::runner::ArbiterMaker;
 use failover::fence::{DiskFences, Fence, FenceCommand, FenceError, FenceRunner, Grant, Owner, Predecessor};
+use types::HostId;
 
 use crate::config::{DiskMode, NodeConfig};
 
@@ -20,13 +21,15 @@ pub(super) fn paths(config: &NodeConfig) -> impl Iterator<Item = PathBuf> + '_ {
 /// How long an attempt waits for a process of this host that has a device and is ending.
 const LOCK_BOUND: Duration = Duration::from_secs(2);
 
-/// The fence of the configuration's shared disks, if there are any; it has been found to work.
-pub(super) fn of(config: &NodeConfig) -> Result<Option<DiskFences>, FenceError> {
-    if paths(config).next().is_none() {
-        return Ok(None);
-    }
+/// The fence of the configuration's shared disks, if there are any; it has been found to work. `host`: this host's identity.
+pub(super) fn of(config: &NodeConfig, host: Option<HostId>) -> Result<Option<DiskFences>, FenceError> {
+    let Some(disk) = paths(config).next() else { return Ok(None) };
     let command = config.fence_command.as_ref().map(FenceCommand::new);
-    DiskFences::of(&config.vm, paths(config), command).map(Some)
+    let fence = DiskFences::of(&config.vm, paths(config), command)?;
+    if fence.need_command() && host.is_none() {
+        return Err(FenceError::NoHost { disk: disk.display().to_string() });
+    }
+    Ok(Some(fence))
 }
 
 /// What runs it, for these disks.

@@ -13,9 +13,13 @@ use types::event::NodeEventKind;
 
 /// Bound of a whole test here.
 const TEST: Duration = Duration::from_secs(120);
+/// What a node takes for a sleep.
+const DETECTION: &str = "400ms";
+/// Longer than that: a shorter stop is not told from a busy host.
+const SLEEP: Duration = Duration::from_millis(600);
 
 fn lab() -> Lab {
-    Lab::new(program::lockstep(), Guest { detection: "400ms", ..Guest::default() })
+    Lab::new(program::lockstep(), Guest { detection: DETECTION, ..Guest::default() })
 }
 
 /// The operator's word: whoever had the guest is given up, and `c` starts it on this host.
@@ -28,6 +32,7 @@ fn forced_start(lab: &Lab, host: Host) -> Node {
 
 /// Wakes `sleeper`, which is on `host`, and sees it end without a frame of its guest.
 fn wakes_up_to_nothing(lab: &Lab, sleeper: &mut Node, host: Host) {
+    std::thread::sleep(SLEEP);
     let silent = lab.frames_released(host);
     sleeper.wake().expect("woken");
     sleeper.until_fenced();
@@ -84,8 +89,7 @@ fn a_node_that_only_slept_goes_on_from_where_it_was() {
     a.until_protected(0);
     a.kill();
     b.until_asleep();
-    // Longer than the bound from which on it cannot be sure.
-    std::thread::sleep(Duration::from_millis(600));
+    std::thread::sleep(SLEEP);
 
     b.wake().expect("woken");
 

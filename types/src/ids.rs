@@ -1,6 +1,7 @@
 //! Numbers and names: [`Epoch`], [`Generation`], [`Gfn`], [`NodeId`], [`VmId`].
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,32 @@ pub struct NodeId(pub String);
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Which host it is, whatever its nodes are called: two hosts may be given the same name, and a host may be replaced by another that keeps its name. Written as 16 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct HostId(pub NonZeroU64);
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<HostId> for String {
+    fn from(host: HostId) -> String {
+        host.to_string()
+    }
+}
+
+impl TryFrom<String> for HostId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<HostId, String> {
+        let number = (text.len() == 16).then(|| u64::from_str_radix(&text, 16).ok()).flatten().and_then(NonZeroU64::new);
+        number.map(HostId).ok_or_else(|| format!("{text:?} is not a host's identity: 16 hexadecimal digits, not all 0"))
     }
 }
 

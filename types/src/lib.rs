@@ -13,7 +13,7 @@ mod output;
 pub mod thread;
 mod token;
 
-pub use ids::{Epoch, Generation, Gfn, NodeId, VmId};
+pub use ids::{Epoch, Generation, Gfn, HostId, NodeId, VmId};
 pub use output::{Output, OutputPort};
 pub use token::Commit;
 

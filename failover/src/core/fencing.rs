@@ -15,7 +15,7 @@ impl Node {
             return self.run(boot, actions);
         }
         self.state = State::Fencing { boot, fenced: false, sure: true };
-        let old = record.unfenced.iter().map(|node| Predecessor { node: node.clone() }).collect();
+        let old = record.unfenced.clone();
         self.report("granted: shutting older owners out of the shared disks", actions);
         actions.push(Action::Fence { record, old });
     }
@@ -88,13 +88,16 @@ impl Node {
         }
     }
 
-    /// Whom the one who replaces `record` has to shut out: whoever was not yet, and its owner. This node itself needs no shutting out: its disks' locks say that no older process of its host is left.
-    pub(super) fn left_by(&self, record: Option<&Record>) -> Vec<types::NodeId> {
+    /// Whom the one who replaces `record` has to shut out: whoever was not yet, and its owner. This node itself, on this very host, needs no shutting out: its disks' locks say that no older process of its host is left. A host of the
+    /// same name that is another host does.
+    pub(super) fn left_by(&self, record: Option<&Record>) -> Vec<Predecessor> {
         let Some(record) = record.filter(|_| self.config.fence) else { return Vec::new() };
-        let mut left = record.unfenced.clone();
-        left.push(record.owner.clone());
-        left.retain(|node| *node != self.config.me);
-        left.dedup();
+        let mut left: Vec<Predecessor> = Vec::new();
+        for old in record.unfenced.iter().cloned().chain([record.owner_left()]) {
+            if !old.is(&self.config.me, self.config.host) && !left.contains(&old) {
+                left.push(old);
+            }
+        }
         left
     }
 

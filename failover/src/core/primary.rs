@@ -176,8 +176,15 @@ impl Node {
             self.generation = generation;
             return self.granted(record, true, now_ns, actions);
         }
+        let here = record.owner_left().is(me, self.config.host);
         let refusal = match &record.standby {
             _ if abandon => return,
+            _ if record.owner == *me && !here => format!(
+                "another host of the name {me} (identity {}; this one has {}) owns this VM in generation {generation}: give each host another --node; if this is that host, installed anew, and nothing of the old one runs any more, start \
+                 this node with --abandon-standby",
+                record.host.map(|host| host.to_string()).unwrap_or_default(),
+                self.config.host.map(|host| host.to_string()).unwrap_or_default()
+            ),
             Some(standby) if record.owner == *me => format!(
                 "{me} ran this VM in generation {generation} with {standby} as its standby, which may hold the running guest: \
                  let it take over and start this node as its standby, or, if {standby} is lost too, start again with --abandon-standby"

@@ -13,7 +13,7 @@ fn id(name: &str) -> NodeId {
 }
 
 fn record(generation: u64, owner: &str, instance: u64, standby: Option<&str>) -> Record {
-    Record { generation: Generation(generation), owner: id(owner), instance, standby: standby.map(id), unfenced: Vec::new() }
+    Record { generation: Generation(generation), owner: id(owner), host: None, instance, standby: standby.map(id), unfenced: Vec::new() }
 }
 
 /// A node with its arbiter's record at hand.

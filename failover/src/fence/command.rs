@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
+use types::HostId;
+
 use super::{FenceError, Grant, Owner, Predecessor};
 
 /// A power switch that answers at all answers within this; fence agents give up after 20 to 40 s by themselves.
@@ -56,6 +58,14 @@ impl FenceCommand {
     pub fn run(&self, old: &Predecessor, me: &Owner, grant: &dyn Grant) -> Result<(), FenceError> {
         let started = Instant::now();
         tracing::warn!(command = self.command, node = %old.node, generation = %me.generation, "fencing");
+        if old.node == me.node {
+            // Not told by its name from this host: an agent that goes by names alone would end this one, which is safe and of no use.
+            let (host, own) = (shown(old.host), shown(me.host));
+            tracing::warn!(
+                node = %old.node, host, own,
+                "the host to fence has this node's own name: the command tells them apart by LOCKSTEP_FENCE_HOST and LOCKSTEP_HOST only; give each host another --node"
+            );
+        }
         let mut group = Group(self.spawn(old, me)?);
         loop {
             let ended = group.0.try_wait().map_err(|source| FenceError::CommandStart { command: self.command.clone(), source })?;
@@ -83,6 +93,8 @@ impl FenceCommand {
             .env("LOCKSTEP_VM", &me.vm.0)
             .env("LOCKSTEP_NODE", &me.node.0)
             .env("LOCKSTEP_FENCE_NODE", &old.node.0)
+            .env("LOCKSTEP_HOST", shown(me.host))
+            .env("LOCKSTEP_FENCE_HOST", shown(old.host))
             .env("LOCKSTEP_GENERATION", me.generation.0.to_string())
             // A test's fault point is this process's own.
             .env_remove("LOCKSTEP_FAULT")
@@ -136,6 +148,11 @@ impl Drop for Group {
         }
         let _ = self.0.wait();
     }
+}
+
+/// Empty where it is not known.
+fn shown(host: Option<HostId>) -> String {
+    host.map(|host| host.to_string()).unwrap_or_default()
 }
 
 fn log(output: impl Read) {

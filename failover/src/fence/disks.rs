@@ -29,6 +29,12 @@ impl DiskFences {
         DiskFences::choose(candidates, command)
     }
 
+    /// Whether a disk among them is fenced by the command.
+    #[must_use]
+    pub fn need_command(&self) -> bool {
+        !self.others.is_empty()
+    }
+
     fn choose(
         candidates: impl IntoIterator<Item = (String, Box<dyn Fence>)>,
         command: Option<FenceCommand>,

@@ -12,21 +12,15 @@ pub mod pr;
 pub mod reservation;
 pub mod runner;
 
-use types::{Generation, NodeId, VmId};
+use types::{Generation, HostId, NodeId, VmId};
 
 use crate::arbiter::ArbiterError;
 
+pub use crate::record::Predecessor;
 pub use command::FenceCommand;
 pub use disks::DiskFences;
 pub use reservation::Reservation;
 pub use runner::{FenceNews, FenceRunner};
-
-/// Who is to be shut out: an owner of which it is not known that it can write no more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Predecessor {
-    /// Its node.
-    pub node: NodeId,
-}
 
 /// Who has the grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +29,8 @@ pub struct Owner {
     pub vm: VmId,
     /// This node.
     pub node: NodeId,
+    /// Its host, if it has an identity.
+    pub host: Option<HostId>,
     /// This process, as in the record.
     pub instance: u64,
     /// The generation granted.
@@ -119,6 +115,15 @@ pub enum FenceError {
          give each host its own disk (mode=mirror)"
     )]
     NoFence {
+        /// The disk.
+        disk: String,
+    },
+    /// The command is told by names whom to fence, and this host cannot be told from another of the same name.
+    #[error(
+        "{disk} is shared and fenced by a command, and this host has no identity of its own (/etc/machine-id): should another host ever have this node's name, neither could be told from the other; make one (systemd-machine-id-setup), \
+         another one on each host"
+    )]
+    NoHost {
         /// The disk.
         disk: String,
     },

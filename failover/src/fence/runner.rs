@@ -94,7 +94,13 @@ impl FenceRunner {
         self.stop();
         let wanted = Arc::new(AtomicBool::new(true));
         self.wanted = Arc::clone(&wanted);
-        let me = Owner { vm: self.vm.clone(), node: record.owner.clone(), instance: record.instance, generation: record.generation };
+        let me = Owner {
+            vm: self.vm.clone(),
+            node: record.owner.clone(),
+            host: record.host,
+            instance: record.instance,
+            generation: record.generation,
+        };
         // The first generation is granted once, and only where there was no record.
         let alone = record.generation == FIRST && old.is_empty();
         self.granted = Some((me.clone(), alone));

@@ -3,14 +3,16 @@
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use types::{Generation, NodeId};
+use types::{Generation, HostId, NodeId};
 
 use super::*;
+use crate::record::Predecessor;
 
 fn record(generation: u64, owner: &str) -> Record {
     Record {
         generation: Generation(generation),
         owner: NodeId(owner.to_owned()),
+        host: None,
         instance: 7,
         standby: Some(NodeId("b".to_owned())),
         unfenced: Vec::new(),
@@ -121,14 +123,39 @@ fn a_lock_that_is_held_is_waited_for_only_so_long() {
 }
 
 #[test]
+fn records_of_the_first_version_are_read_and_can_be_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = r#"{"version":1,"vm":"vm","record":{"generation":4,"owner":"a","instance":7,"standby":"b","unfenced":["c"]}}"#;
+    std::fs::write(directory.path().join("vm.json"), old).unwrap();
+    let mut one = arbiter(directory.path());
+    let unfenced = |host: Option<&str>| {
+        vec![Predecessor { node: NodeId("c".to_owned()), host: host.and_then(|host| HostId::try_from(host.to_owned()).ok()) }]
+    };
+    let was = Record { unfenced: unfenced(None), ..record(4, "a") };
+    assert_eq!(one.read().unwrap(), Some(was.clone()));
+
+    let new = Record {
+        host: HostId::try_from("0000000000001234".to_owned()).ok(),
+        unfenced: unfenced(Some("0123456789abcdef")),
+        ..record(5, "b")
+    };
+    assert_eq!(one.swap(Some(&was), &new).unwrap(), Swap::Done);
+
+    assert_eq!(arbiter(directory.path()).read().unwrap(), Some(new));
+    let text = std::fs::read_to_string(directory.path().join("vm.json")).unwrap();
+    assert!(text.contains("\"host\": \"0000000000001234\""), "{text}");
+    assert!(text.contains("\"version\": 2"), "an older program says that it does not know it: {text}");
+}
+
+#[test]
 fn content_that_is_no_record_is_refused_by_name_and_kept() {
-    let good = serde_json::to_string(&Content { version: 1, vm: VmId("vm".to_owned()), record: record(1, "a") }).unwrap();
+    let good = serde_json::to_string(&Content { version: VERSION, vm: VmId("vm".to_owned()), record: record(1, "a") }).unwrap();
     type Check = fn(&ArbiterError) -> bool;
     let cases: [(&str, Check); 8] = [
         ("", |e| matches!(e, ArbiterError::Garbage { .. })),
         ("{\"version\": 1", |e| matches!(e, ArbiterError::Garbage { .. })),
         ("[]", |e| matches!(e, ArbiterError::Garbage { .. })),
-        (&good.replace("\"version\":1", "\"version\":2"), |e| matches!(e, ArbiterError::Version { found: 2, .. })),
+        (&good.replace("\"version\":2", "\"version\":3"), |e| matches!(e, ArbiterError::Version { found: 3, .. })),
         (&good.replace("\"vm\":\"vm\"", "\"vm\":\"other\""), |e| matches!(e, ArbiterError::OtherVm { .. })),
         (&good.replace("\"generation\":1", "\"generation\":-1"), |e| matches!(e, ArbiterError::Garbage { .. })),
         (&good.replace("\"instance\"", "\"instanz\""), |e| matches!(e, ArbiterError::Garbage { .. })),

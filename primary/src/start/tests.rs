@@ -88,7 +88,7 @@ impl Bench {
 }
 
 fn record(generation: u64, owner: &str, instance: u64) -> Record {
-    Record { generation: Generation(generation), owner: name(owner), instance, standby: None, unfenced: Vec::new() }
+    Record { generation: Generation(generation), owner: name(owner), host: None, instance, standby: None, unfenced: Vec::new() }
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_grant_that_goes_to_another_ends_the_fencing() {
 #[test]
 fn whoever_was_not_shut_out_by_an_earlier_grant_is_named() {
     // Arrange: `a` itself took over from `b` in generation 2 and died before `b` was shut out.
-    let bench = Bench::new(Some(Record { unfenced: vec![name("b")], ..record(2, "a", 1) }));
+    let bench = Bench::new(Some(Record { unfenced: vec![Predecessor { node: name("b"), host: None }], ..record(2, "a", 1) }));
     bench.orders.send(Ok(())).unwrap();
     assert!(matches!(bench.start(false), Start::Granted { .. }));
     assert_eq!(*bench.told.asked.lock().unwrap(), [vec![name("b")]]);

@@ -1,8 +1,9 @@
 //! The fencing command with real processes: what it is told, and that nothing it starts outlives its time or its grant.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use types::{Generation, NodeId, VmId};
+use types::{Generation, HostId, NodeId, VmId};
 
 use super::*;
 
@@ -21,11 +22,17 @@ impl Grant for Wanted {
 }
 
 fn old() -> Predecessor {
-    Predecessor { node: NodeId("a".to_owned()) }
+    Predecessor { node: NodeId("a".to_owned()), host: NonZeroU64::new(0xa).map(HostId) }
 }
 
 fn me() -> Owner {
-    Owner { vm: VmId("vm0".to_owned()), node: NodeId("b".to_owned()), instance: 7, generation: Generation(4) }
+    Owner {
+        vm: VmId("vm0".to_owned()),
+        node: NodeId("b".to_owned()),
+        host: NonZeroU64::new(0xb).map(HostId),
+        instance: 7,
+        generation: Generation(4),
+    }
 }
 
 fn alive(pid: i32) -> bool {
@@ -65,7 +72,7 @@ fn only_exit_status_zero_is_success() {
 
 #[test]
 fn the_command_is_told_whom_to_fence() {
-    let test = r#"[ "$LOCKSTEP_VM/$LOCKSTEP_NODE/$LOCKSTEP_FENCE_NODE/$LOCKSTEP_GENERATION" = vm0/b/a/4 ]"#;
+    let test = r#"[ "$LOCKSTEP_VM/$LOCKSTEP_NODE@$LOCKSTEP_HOST/$LOCKSTEP_FENCE_NODE@$LOCKSTEP_FENCE_HOST/$LOCKSTEP_GENERATION" = vm0/b@000000000000000b/a@000000000000000a/4 ]"#;
     FenceCommand::new(test).run(&old(), &me(), &Wanted::default()).unwrap();
 }
 

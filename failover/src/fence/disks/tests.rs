@@ -45,8 +45,8 @@ fn fences(able: &[bool], command: Option<&str>) -> (Result<DiskFences, FenceErro
 }
 
 fn shut_out(fence: &DiskFences, old: bool, granted: bool) -> Result<(), FenceError> {
-    let old: Vec<Predecessor> = old.then(|| Predecessor { node: NodeId("a".to_owned()) }).into_iter().collect();
-    let me = Owner { vm: VmId("vm0".to_owned()), node: NodeId("b".to_owned()), instance: 1, generation: Generation(2) };
+    let old: Vec<Predecessor> = old.then(|| Predecessor { node: NodeId("a".to_owned()), host: None }).into_iter().collect();
+    let me = Owner { vm: VmId("vm0".to_owned()), node: NodeId("b".to_owned()), host: None, instance: 1, generation: Generation(2) };
     fence.shut_out(&old, &me, &Granted(granted))
 }
 

@@ -37,7 +37,14 @@ impl Fence for Fake {
 }
 
 fn record(generation: u64, owner: &str) -> Record {
-    Record { generation: Generation(generation), owner: NodeId(owner.to_owned()), instance: 1, standby: None, unfenced: Vec::new() }
+    Record {
+        generation: Generation(generation),
+        owner: NodeId(owner.to_owned()),
+        host: None,
+        instance: 1,
+        standby: None,
+        unfenced: Vec::new(),
+    }
 }
 
 fn runner(directory: &std::path::Path, failures: u32, confirm: bool) -> FenceRunner {
@@ -110,7 +117,7 @@ fn no_attempt_outlives_its_runner() {
 
 #[test]
 fn a_reservation_is_given_up_only_where_no_other_owner_ever_was() {
-    let old = vec![Predecessor { node: NodeId("a".to_owned()) }];
+    let old = vec![Predecessor { node: NodeId("a".to_owned()), host: None }];
     for (generation, old, alone) in [(1, Vec::new(), true), (2, Vec::new(), false), (2, old, false)] {
         let fence = Arc::new(Fake { failures: Mutex::new(0), confirm: false, released: Mutex::default() });
         let arbiter: ArbiterMaker = Arc::new(|| Box::new(crate::memory::MemoryArbiter::default()));

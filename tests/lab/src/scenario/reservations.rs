@@ -53,7 +53,7 @@ impl Grant for Always {
 #[must_use]
 pub fn shut_out(device: &Path) -> ExitCode {
     let vm = VmId("lab".into());
-    let me = Owner { vm: vm.clone(), node: NodeId("this".into()), instance: 1, generation: Generation(1) };
+    let me = Owner { vm: vm.clone(), node: NodeId("this".into()), host: None, instance: 1, generation: Generation(1) };
     match Reservation::new(device, vm).shut_out(&[], &me, &Always) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
