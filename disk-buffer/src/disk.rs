@@ -303,6 +303,18 @@ impl Disk {
         }
     }
 
+    /// The guest has ended in good order, and no other node can take it over: a shared disk takes nothing more, and when this returns, everything that the guest had its answer to, and whatever else it had asked for, is carried out. Before a
+    /// reservation is given up, for one.
+    ///
+    /// # Errors
+    /// [`DiskError::Phase`] where a standby may hold the guest, or another node has shut this one out; [`DiskError::Slow`] when it takes longer than `bound`; [`DiskError::Failed`]. Then writes may still be on their way.
+    pub fn finish(&self, bound: Duration) -> Result<(), DiskError> {
+        match &self.mode {
+            Modal::Mirror(mirror) => mirror.finish(bound),
+            Modal::Shared(shared) => shared.finish(bound),
+        }
+    }
+
     /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out.
     pub fn shut(&self) {
         match &self.mode {

@@ -173,6 +173,16 @@ impl Disks {
         done.fold(Ok(()), Result::and)
     }
 
+    /// [`Disk::finish`] of each, whatever happens at another, within the bound together.
+    ///
+    /// # Errors
+    /// The first one's.
+    pub fn finish(&self, bound: Duration) -> Result<(), DiskError> {
+        let until = Instant::now() + bound;
+        let ended = self.disks.iter().map(|disk| disk.finish(until.saturating_duration_since(Instant::now())));
+        ended.fold(Ok(()), Result::and)
+    }
+
     /// [`Disk::shut`] of each.
     pub fn shut(&self) {
         self.disks.iter().for_each(|disk| disk.shut());

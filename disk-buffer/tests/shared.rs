@@ -322,6 +322,33 @@ fn a_link_that_is_lost_before_the_standby_is_recorded_leaves_a_disk_that_runs_al
 }
 
 #[test]
+fn a_guest_that_ended_has_its_writes_on_the_device_when_its_disk_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let hangs = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&hangs);
+    let faults = move |asked| {
+        while matches!(asked, Asked::Write(..)) && on.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        Strike::Pass
+    };
+    let (primary, _standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
+    primary.write(0, 5, 512);
+    assert!(matches!(primary.disk.finish(BOUND), Err(DiskError::Phase { .. })), "a standby may hold this guest");
+    hangs.store(true, Ordering::SeqCst);
+    primary.disk.struck_out().unwrap();
+    // One that was answered when it was held, and one that was not: it waits for its turn.
+    primary.submit(1, BlockOp::Write { offset: 8192, data: vec![6; 512].into() });
+
+    assert!(matches!(primary.disk.finish(Duration::from_millis(20)), Err(DiskError::Slow { .. })));
+    assert!(primary.disk.submit(BlockRequest { tag: 2, op: BlockOp::Flush }).is_err(), "nothing more is taken");
+    hangs.store(false, Ordering::SeqCst);
+    primary.disk.finish(BOUND).unwrap();
+
+    assert_eq!((primary.content()[0], primary.content()[8192]), (5, 6));
+}
+
+#[test]
 fn a_fenced_node_drops_what_it_holds_and_takes_nothing_any_more() {
     let directory = tempfile::tempdir().unwrap();
     let (primary, standby) = pair(directory.path(), tuning());

@@ -24,6 +24,7 @@ mod disks;
 mod epoch;
 mod error;
 mod flights;
+mod last;
 mod mirror;
 mod output;
 mod run;

@@ -205,9 +205,9 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let _ = epoch_thread.join();
     // The connector may be in the middle of an attempt: it ends with the process or with its attempt.
     drop(connector);
-    if let (Some(End::GuestStopped(_) | End::Interrupted), Some(fence)) = (&end, &setup.fence) {
+    if let Some(End::GuestStopped(_) | End::Interrupted) = &end {
         // No standby is recorded: nobody can take this guest over.
-        fence.release();
+        crate::last::give_back(&setup.disks, setup.fence.as_ref());
     }
     match (end, broken) {
         (Some(end), _) => Ok(end),

@@ -3,6 +3,7 @@
 //! Guards S1's half (what is recorded is given to exactly one epoch, in order) and S6 (an epoch that is given up gives its writes back).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use types::block::{BlockError, DiskWrite};
 use types::{Commit, Epoch};
@@ -10,6 +11,7 @@ use types::{Commit, Epoch};
 use super::copy::MirrorCopy;
 use super::{Mirror, Phase, State};
 use crate::disk::MEDIUM_BOUND;
+use crate::engine::{Op, Way};
 use crate::error::DiskError;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::plan::Plan;
@@ -202,6 +204,17 @@ impl Mirror {
             inner.front.tell_room();
         }
         begun
+    }
+
+    /// [`crate::Disk::finish`].
+    pub(crate) fn finish(&self, bound: Duration) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        let way = Way { direct: true, mark: false };
+        inner
+            .engine
+            .call(Op::Barrier, way, bound)
+            .map(drop)
+            .map_err(DiskError::io("carrying out the guest's last writes to", inner.image.path()))
     }
 
     /// The node may not run the guest any more: no request is taken from now on. What is in flight is carried out; the change log has it marked.

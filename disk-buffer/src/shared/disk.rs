@@ -50,6 +50,8 @@ pub(super) enum Phase {
     Protected,
     /// It follows a primary, in this generation.
     Standby(Kept, Generation),
+    /// The guest has ended in good order: nothing more is taken, and what it had its answer to is carried out.
+    Ending,
     /// The node may not run the guest any more.
     Shut,
 }
@@ -63,6 +65,7 @@ impl Phase {
             Phase::Recording => "about to be protected",
             Phase::Protected => "protected",
             Phase::Standby(..) => "a standby's",
+            Phase::Ending => "about to end",
             Phase::Shut => "shut",
         }
     }
@@ -83,7 +86,7 @@ pub(super) struct State {
     /// Links so far: what belongs to an earlier one counts no more.
     pub(super) session: u64,
     /// Requests that the device has not answered.
-    asked: usize,
+    pub(super) asked: usize,
     /// When it last answered one, or was asked when nothing was in flight.
     progress: Instant,
     stop: bool,
@@ -399,6 +402,9 @@ impl Inner {
     fn answered(&self, state: &mut State) {
         state.asked -= 1;
         state.progress = Instant::now();
+        if state.asked == 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Whether the device said that this node may write no more. Then it never will: what is held is dropped, and no request is answered any more.
@@ -407,9 +413,10 @@ impl Inner {
         if !is_reservation_conflict(&error) {
             return false;
         }
-        if state.is_primary() {
+        if state.is_primary() || matches!(state.phase, Phase::Ending) {
             state.phase = Phase::Shut;
             state.hold.drop_all();
+            self.changed.notify_all();
             // Nor is anything tried again.
             self.engine.give_up_full();
             tracing::error!(disk = %self.index, "the device refuses this node's writes: a newer owner has shut it out");

@@ -40,6 +40,7 @@
 //! | the standby takes over | it hands out what is committed; this node's are dropped ([`hold::Hold::drop_all`]) |
 //! | the device fails at a protected primary | they stay held, the node gives up its role, and the standby, which keeps them and may have a working path, takes over |
 //! | the device fails at a node that is alone, under a write that was answered | lost, as from a disk's cache: the guest's flushes and everything after fail |
+//! | the guest ends in good order, and the record names no standby | nothing more is taken, and they are carried out ([`crate::Disk::finish`]): before the reservation is given up, so that none of them meets another node's |
 //! | the device says that this node is shut out | dropped: the guest is stopped at once |
 
 pub(crate) mod disk;

@@ -117,6 +117,32 @@ impl SharedDisk {
         inner.tell(told);
     }
 
+    /// [`crate::Disk::finish`].
+    pub(crate) fn finish(&self, bound: Duration) -> Result<(), DiskError> {
+        let inner = &self.inner;
+        let mut state = inner.lock();
+        if !matches!(state.phase, Phase::Alone | Phase::Ending) {
+            return Err(inner.wrong_phase("carrying out the guest's last writes", &state));
+        }
+        state.phase = Phase::Ending;
+        let until = Instant::now() + bound;
+        while state.asked > 0 || !state.hold.is_settled() {
+            if !matches!(state.phase, Phase::Ending) {
+                return Err(inner.wrong_phase("carrying out the guest's last writes", &state));
+            }
+            if let Some(errno) = state.hold.failed() {
+                let source = std::io::Error::from_raw_os_error(errno);
+                return Err(DiskError::Failed { disk: inner.index, what: "writing to it", source });
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(DiskError::Slow { disk: inner.index, bound });
+            }
+            state = inner.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
     /// [`crate::Disk::shut`].
     pub(crate) fn shut(&self) {
         let mut state = self.inner.lock();
