@@ -1,6 +1,6 @@
 //! The change log: which regions of this copy may differ from the other host's. A file beside the image, `<image>.lockstep`.
 //!
-//! Here: its format. In it: [`header`] and bitmap sectors (pure, [`format`]), the bitmap in memory with what of it is durable (pure, [`marks`]), and the file ([`file`]). Not here: when regions are
+//! Here: its format. In it: header and bitmap sectors (pure, [`mod@format`]), the bitmap in memory with what of it is durable (pure, [`marks`]), and the file ([`mod@file`]). Not here: when regions are
 //! marked and cleared ([`crate::engine`], [`crate::mirror`]). Guards S4 for the copy of a returning host: a region is marked durably before the first write into it.
 //!
 //! ```text

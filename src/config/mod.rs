@@ -1,7 +1,7 @@
 //! What a node is told to do, as one typed value: [`NodeConfig`].
 //!
 //! Lives here: the typed configuration and its default values. Beside it: the options as they are written on the command line or in a file
-//! ([`options`]), the file itself ([`file`]), the units ([`units`]) and the step from the one to the other ([`resolve`]). Not here: anything that
+//! ([`options`]), the file itself ([`mod@file`]), the units ([`units`]) and the step from the one to the other ([`resolve`]). Not here: anything that
 //! opens a device. Guards S7 for configuration: whatever reaches the machinery has been parsed, bounded and named.
 
 pub mod disk;

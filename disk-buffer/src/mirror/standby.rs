@@ -88,6 +88,15 @@ impl Following {
         }
     }
 
+    /// Takes on a committed epoch. Those that change nothing may come without end while a write before them hangs: each becomes one with the last epoch that has nothing missing.
+    fn take_on(&mut self, epoch: Epoch, changes: bool) {
+        self.committed = epoch;
+        match self.under_way.back_mut() {
+            Some((last, 0)) if !changes => *last = epoch,
+            _ => self.under_way.push_back((epoch, 0)),
+        }
+    }
+
     fn advance(&mut self) {
         while let Some((epoch, 0)) = self.under_way.front().copied() {
             if self.submitting && self.under_way.len() == 1 {
@@ -263,8 +272,7 @@ impl Mirror {
                     return Err(DiskError::EpochOrder { disk: inner.index, epoch, expected: following.staged_last });
                 }
                 let Some((now, writes)) = following.staged.pop_front_if(|(staged, _)| *staged <= epoch) else { return Ok(()) };
-                following.committed = now;
-                following.under_way.push_back((now, 0));
+                following.take_on(now, !writes.is_empty());
                 following.submitting = true;
                 if !writes.is_empty() {
                     following.touched = now;
@@ -476,5 +484,27 @@ impl Inner {
             let left = left.max(LOOK);
             state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_that_change_nothing_are_not_remembered_one_by_one_behind_a_write_that_hangs() {
+        let mut following = Following::new(DataId::NONE, DataId::NONE, Generation(1));
+        following.take_on(Epoch(1), true);
+        following.under_way[0].1 = 1;
+
+        (2..1000).for_each(|epoch| following.take_on(Epoch(epoch), false));
+        following.take_on(Epoch(1000), true);
+        following.advance();
+
+        assert_eq!(following.under_way, [(Epoch(1), 1), (Epoch(999), 0), (Epoch(1000), 0)]);
+        assert_eq!((following.committed, following.applied), (Epoch(1000), Epoch::NONE));
+        following.under_way[0].1 = 0;
+        following.advance();
+        assert_eq!(following.applied, Epoch(1000), "whatever was merged is applied with the rest");
     }
 }
