@@ -282,6 +282,7 @@ fn state_kit(kvm: &Kvm, vm: &VmFd, vcpus: &[VcpuFd], model: CpuModel, table: &[k
         sregs2: vm.check_extension_raw(KVM_CAP_SREGS2.into()) > 0,
         sync_regs: sync & KVM_SYNC_X86_VALID_FIELDS == KVM_SYNC_X86_VALID_FIELDS,
         tsc_offset: raw::get_tsc_offset(&vcpus[0]).is_ok(),
+        xcrs: vm.check_extension(Cap::Xcrs),
         fixed_xcr0: !cpu::has_xsave(table),
         xfeatures: cpu::xfeatures(model, table),
         several: vcpus.len() > 1,

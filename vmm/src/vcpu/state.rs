@@ -83,6 +83,8 @@ pub(crate) struct StateKit {
     pub sync_regs: bool,
     /// KVM_VCPU_TSC_OFFSET.
     pub tsc_offset: bool,
+    /// KVM_CAP_XCRS. Without it the host's CPU has no XSAVE, nor has a guest that it can carry, and XCR0 is what it is at power-on.
+    pub xcrs: bool,
     /// The guest's CPU has no XSAVE: KVM then refuses CR4.OSXSAVE, so no instruction of the guest can change XCR0 and it is read only once.
     pub fixed_xcr0: bool,
     /// Parts of the XSAVE area that the guest's CPU model has, where the model is not the host's own.
@@ -172,6 +174,7 @@ impl Capturer {
         let xsave = raw::get_xsave(vcpu, self.kit.xsave_size).map_err(VmmError::io("KVM_GET_XSAVE2"))?;
         let xcrs = match self.xcrs {
             Some(xcrs) => xcrs,
+            None if !self.kit.xcrs => power_on_xcrs(),
             None => vcpu.get_xcrs().map_err(VmmError::kvm("KVM_GET_XCRS"))?,
         };
         self.xcrs = Some(xcrs).filter(|_| self.kit.fixed_xcr0);
@@ -285,13 +288,32 @@ pub(crate) fn reset(vcpu: &VcpuFd, kit: &StateKit, power_on: &VcpuState) -> Resu
     set_all(vcpu, kit, power_on, set)
 }
 
+/// XCR0 as it is after power-on: x87 state only (Intel SDM 1, 13.3).
+const XCR0_AT_POWER_ON: u64 = 1;
+
+/// What KVM would tell, had the host XSAVE.
+fn power_on_xcrs() -> kvm_xcrs {
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0].value = XCR0_AT_POWER_ON;
+    xcrs
+}
+
+/// The value of XCR0 in what KVM told; the only register of its kind there is.
+fn xcr0(xcrs: &kvm_xcrs) -> Option<u64> {
+    xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|register| register.xcr == 0).map(|register| register.value)
+}
+
 fn set_all(vcpu: &VcpuFd, kit: &StateKit, state: &VcpuState, tsc: SetTsc) -> Result<(), VmmError> {
     match state.pdptrs.filter(|_| kit.sregs2) {
         Some(pdptrs) => raw::set_sregs2(vcpu, &with_pdptrs(&state.sregs, pdptrs)).map_err(VmmError::io("KVM_SET_SREGS2"))?,
         None => vcpu.set_sregs(&state.sregs).map_err(VmmError::kvm("KVM_SET_SREGS"))?,
     }
     vcpu.set_regs(&state.regs).map_err(VmmError::kvm("KVM_SET_REGS"))?;
-    vcpu.set_xcrs(&state.xcrs).map_err(VmmError::kvm("KVM_SET_XCRS"))?;
+    if kit.xcrs {
+        vcpu.set_xcrs(&state.xcrs).map_err(VmmError::kvm("KVM_SET_XCRS"))?;
+    } else if xcr0(&state.xcrs).is_some_and(|xcr0| xcr0 != XCR0_AT_POWER_ON) {
+        return Err(VmmError::Missing("XSAVE, which the guest uses (its CPU model must be one that both hosts can carry: --cpu)"));
+    }
     let mut xsave = state.xsave.clone();
     xsave.resize(xsave.len().max(kit.xsave_size.max(raw::XSAVE_MIN).div_ceil(4)), 0);
     if let Some(features) = kit.xfeatures {
