@@ -333,6 +333,19 @@ impl VirtioQueue {
         self.ring.add_used(memory, head, written).map_err(|source| self.ring_error(source))
     }
 
+    /// The next chain, as [`VirtioQueue::pop`], with kicks refused while there are any. Where there is none the driver is asked for a kick, and what it made available meanwhile is taken: no
+    /// chain is left without either. Looks twice at most, however the driver moves its index.
+    pub(crate) fn pop_or_want_kicks(&mut self, memory: &GuestMemory, segments: &mut Vec<Segment>) -> Result<Option<u16>, RingError> {
+        let mut head = self.pop(memory, segments)?;
+        if head.is_none() && self.want_kicks(memory)? {
+            head = self.pop(memory, segments)?;
+        }
+        if head.is_some() {
+            self.refuse_kicks(memory)?;
+        }
+        Ok(head)
+    }
+
     /// Asks the driver for a kick when it next makes a chain available. True if it already has: look again.
     pub(crate) fn want_kicks(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
         if !self.ring.ready() {

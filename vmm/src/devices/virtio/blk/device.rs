@@ -328,15 +328,8 @@ impl BlkDevice {
     fn begin_next(&mut self, budget: &mut Budget) -> Result<Option<Begun>, RingError> {
         let mut segments = std::mem::take(&mut self.segments);
         let (memory, _, queues) = self.core.parts();
-        let mut popped = queues[QUEUE].pop(memory, &mut segments);
-        if matches!(popped, Ok(None)) && queues[QUEUE].want_kicks(memory)? {
-            popped = queues[QUEUE].pop(memory, &mut segments);
-        }
-        let begun = match popped {
-            Ok(Some(head)) => {
-                let refused = queues[QUEUE].refuse_kicks(memory);
-                refused.and_then(|()| self.begin_chain(head, &segments, budget)).map(Some)
-            }
+        let begun = match queues[QUEUE].pop_or_want_kicks(memory, &mut segments) {
+            Ok(Some(head)) => self.begin_chain(head, &segments, budget).map(Some),
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };

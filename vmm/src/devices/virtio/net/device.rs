@@ -189,14 +189,10 @@ impl NetDevice {
             if leave.load(Ordering::Relaxed) {
                 break;
             }
-            let Some(head) = queue.pop(memory, segments)? else {
-                if queue.want_kicks(memory)? {
-                    continue;
-                }
+            let Some(head) = queue.pop_or_want_kicks(memory, segments)? else {
                 more = false;
                 break;
             };
-            queue.refuse_kicks(memory)?;
             let length = gather(memory, segments, tx_buffer, head)?;
             let frame = &tx_buffer[HEADER..length];
             if frame.len() < ETHERNET_HEADER {

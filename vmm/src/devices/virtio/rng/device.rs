@@ -119,14 +119,10 @@ impl RngDevice {
             if leave.load(Ordering::Relaxed) {
                 break;
             }
-            let Some(head) = queue.pop(memory, segments)? else {
-                if queue.want_kicks(memory)? {
-                    continue;
-                }
+            let Some(head) = queue.pop_or_want_kicks(memory, segments)? else {
                 more = false;
                 break;
             };
-            queue.refuse_kicks(memory)?;
             if segments.iter().any(|segment| !segment.device_writes) {
                 return Err(RingError::Direction { queue: QUEUE, head, access: "write" });
             }
