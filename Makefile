@@ -8,7 +8,7 @@ NEEDED := ip:iproute2 gcc:gcc ld:binutils
 # Further options for the lab: make lab-test LAB="--rounds 2 --keep-logs"
 LAB ?=
 # What the lab's scenarios may take together. One that cannot do its least number of rounds in its share fails as too slow here: then give more.
-LAB_BUDGET ?= 15m
+LAB_BUDGET ?= 13m
 # Test threads share /dev/kvm and the cores with the machines under test.
 TEST_THREADS ?=
 
@@ -17,7 +17,7 @@ TEST_THREADS ?=
 
 help:
 	@echo "make demo    build, then kill a primary under load and prove that nothing was lost"
-	@echo "make test    formatting, lints, and all tests (those on KVM where /dev/kvm is)"
+	@echo "make test    formatting, lints, all tests (those on KVM where /dev/kvm is), and the lab (as root)"
 	@echo "make bench   measure, print the table, write target/bench/report.json and pictures"
 	@echo "make lab-test  hosts that really die, in a lab of emulated machines (as root; LAB_FILTER=name,name picks scenarios); lab-soak: longer"
 	@echo "make lab-up  two emulated hosts with stock kernels, to try things on (as root; lockstep-lab --help)"
@@ -59,6 +59,7 @@ test: NEEDED += sqlite3:sqlite3
 test: setup fmt clippy
 	@if [ -e /dev/kvm ]; then export LOCKSTEP_REQUIRE_KVM=1; else echo "no /dev/kvm: the tests on KVM pass by"; fi; \
 	$(CARGO) test --locked --workspace -- $(if $(TEST_THREADS),--test-threads=$(TEST_THREADS))
+	@if [ -e /dev/kvm ]; then export LOCKSTEP_REQUIRE_KVM=1; fi; $(MAKE) --no-print-directory lab-test
 
 # Further options for the benchmarks: make bench BENCH="--quick --only pause"
 bench: export PATH := $(PATH):/usr/sbin:/sbin

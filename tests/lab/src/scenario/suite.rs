@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::report::{Row, write};
-use super::turns::{Budget, Turns};
+use super::turns::{Budget, Time, Turns};
 use super::{ALL, Scenario, Stage, play};
 use crate::error::{LabError, chain};
 use crate::paths::Paths;
@@ -80,9 +80,9 @@ pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result
     let suite = Suite { paths, options, rows: Arc::default() };
     let mut verdict = Verdict::Passed;
     for scenario in scenarios {
-        let share = budget.as_mut().map(|budget| budget.deal(scenario.rounds.share));
+        let time = budget.as_mut().map(|budget| budget.deal(scenario.rounds.share));
         let (row, came) = match &prepared {
-            Ok(prepared) => suite.play(prepared, scenario, share, tell),
+            Ok(prepared) => suite.play(prepared, scenario, time, tell),
             Err(why) => skipped(scenario, why),
         };
         tell(&row.line());
@@ -126,15 +126,15 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    fn play(&self, prepared: &Prepared, scenario: &Scenario, share: Option<Duration>, tell: &dyn Fn(&str)) -> (Row, Verdict) {
-        at_most_twice(tell, || self.attempt(prepared, scenario, share))
+    fn play(&self, prepared: &Prepared, scenario: &Scenario, time: Option<Time>, tell: &dyn Fn(&str)) -> (Row, Verdict) {
+        at_most_twice(tell, || self.attempt(prepared, scenario, time))
     }
 
     /// Runs one scenario; a panic in it is its failure.
-    fn attempt(&self, prepared: &Prepared, scenario: &Scenario, share: Option<Duration>) -> (Row, Result<(), LabError>) {
+    fn attempt(&self, prepared: &Prepared, scenario: &Scenario, time: Option<Time>) -> (Row, Result<(), LabError>) {
         let mut row = blank(scenario);
         let started = Instant::now();
-        let mut turns = Turns::new(scenario.rounds.chosen(self.options.rounds, self.options.soak), share);
+        let mut turns = Turns::new(scenario.rounds.chosen(self.options.rounds, self.options.soak), time);
         let _watchdog = Watchdog::start(self, scenario, scenario.round_bound * (turns.most() + 1));
         let SuiteOptions { seed, keep_logs, .. } = *self.options;
         let stage = Stage { name: scenario.name, paths: self.paths, prepared, seed, keep_logs };

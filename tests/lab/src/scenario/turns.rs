@@ -42,17 +42,17 @@ pub struct Turns {
     done: u32,
     begun: Instant,
     /// The time it has, from its begin; none: as long as it takes.
-    share: Option<Duration>,
+    time: Option<Time>,
     /// When the round that is under way was begun.
     round: Option<Instant>,
     longest: Duration,
 }
 
 impl Turns {
-    /// For a scenario that begins now and has `share` of the time.
+    /// For a scenario that begins now and has `time`.
     #[must_use]
-    pub fn new(Rounds { least, most, .. }: Rounds, share: Option<Duration>) -> Turns {
-        Turns { least, most, done: 0, begun: Instant::now(), share, round: None, longest: Duration::ZERO }
+    pub fn new(Rounds { least, most, .. }: Rounds, time: Option<Time>) -> Turns {
+        Turns { least, most, done: 0, begun: Instant::now(), time, round: None, longest: Duration::ZERO }
     }
 
     /// Rounds that were ended.
@@ -71,7 +71,7 @@ impl Turns {
     /// so far would fit in.
     ///
     /// # Errors
-    /// The share is used up and the least is not done: [`LabError::TooSlow`].
+    /// All time is used up and the least is not done: [`LabError::TooSlow`].
     pub fn another(&mut self) -> Result<bool, LabError> {
         if let Some(begun) = self.round.take() {
             self.done += 1;
@@ -80,13 +80,13 @@ impl Turns {
         if self.done >= self.most {
             return Ok(false);
         }
-        if let Some(share) = self.share {
+        if let Some(Time { share, limit }) = self.time {
             let used = self.begun.elapsed();
             if self.done >= self.least && used + self.longest > share {
                 return Ok(false);
             }
-            if self.done < self.least && used > share {
-                return Err(LabError::TooSlow { done: self.done, least: self.least, share, used });
+            if self.done < self.least && used > limit {
+                return Err(LabError::TooSlow { done: self.done, least: self.least, share: limit, used });
             }
         }
         self.round = Some(Instant::now());
@@ -94,10 +94,21 @@ impl Turns {
     }
 }
 
+/// What a scenario may take, from its begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    /// For as many rounds as fit in.
+    pub share: Duration,
+    /// For its least number of rounds, on a machine where they do not fit in: at the cost of those after it.
+    pub limit: Duration,
+}
+
 /// What is left of the suite's time, dealt out by shares: what one scenario leaves over goes to those after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     until: Instant,
+    /// A machine half as fast as the one that the shares were measured on still proves the least.
+    limit: Instant,
     shares: u32,
 }
 
@@ -105,15 +116,17 @@ impl Budget {
     /// `whole` from now on, for scenarios whose shares are `shares`.
     #[must_use]
     pub fn new(whole: Duration, shares: impl Iterator<Item = u32>) -> Budget {
-        Budget { until: Instant::now() + whole, shares: shares.sum() }
+        let now = Instant::now();
+        Budget { until: now + whole, limit: now + whole * 2, shares: shares.sum() }
     }
 
     /// The time of the next scenario, whose share is `share`.
-    pub fn deal(&mut self, share: u32) -> Duration {
-        let left = self.until.saturating_duration_since(Instant::now());
+    pub fn deal(&mut self, share: u32) -> Time {
+        let now = Instant::now();
+        let left = self.until.saturating_duration_since(now);
         let part = left.mul_f64(f64::from(share) / f64::from(self.shares.max(1)));
         self.shares = self.shares.saturating_sub(share);
-        part
+        Time { share: part, limit: self.limit.saturating_duration_since(now) }
     }
 }
 
@@ -122,6 +135,10 @@ mod tests {
     use super::*;
 
     const ROUNDS: Rounds = Rounds { least: 2, most: 4, soak: 9, share: 30 };
+
+    fn time(share: u64, limit: u64) -> Option<Time> {
+        Some(Time { share: Duration::from_secs(share), limit: Duration::from_secs(limit) })
+    }
 
     fn all(turns: &mut Turns) -> Result<u32, LabError> {
         while turns.another()? {}
@@ -132,14 +149,15 @@ mod tests {
     fn a_scenario_with_time_goes_its_most_rounds_and_one_without_its_least_or_fails() {
         assert_eq!(all(&mut Turns::new(ROUNDS, None)).expect("rounds"), 4);
         assert_eq!(all(&mut Turns::new(ROUNDS.chosen(None, true), None)).expect("rounds"), 9);
-        assert_eq!(all(&mut Turns::new(ROUNDS, Some(Duration::from_secs(60)))).expect("rounds"), 4);
-        let error = all(&mut Turns::new(ROUNDS, Some(Duration::ZERO))).expect_err("too slow");
+        assert_eq!(all(&mut Turns::new(ROUNDS, time(60, 60))).expect("rounds"), 4);
+        assert_eq!(all(&mut Turns::new(ROUNDS, time(0, 60))).expect("rounds"), 2, "the least, beyond its share");
+        let error = all(&mut Turns::new(ROUNDS, time(0, 0))).expect_err("too slow");
         assert!(matches!(error, LabError::TooSlow { done: 0, least: 2, .. }), "{error}");
     }
 
     #[test]
     fn a_round_that_would_not_fit_in_is_left_out_when_it_can_be() {
-        let mut turns = Turns::new(ROUNDS, Some(Duration::from_secs(60)));
+        let mut turns = Turns::new(ROUNDS, time(60, 60));
         turns.longest = Duration::from_secs(120);
         assert_eq!(all(&mut turns).expect("rounds"), 2);
     }
@@ -148,7 +166,8 @@ mod tests {
     fn what_one_scenario_leaves_over_goes_to_the_next() {
         let mut budget = Budget::new(Duration::from_secs(90), [30, 60].into_iter());
         let first = budget.deal(30);
-        assert!(first <= Duration::from_secs(30) && first > Duration::from_secs(29));
-        assert!(budget.deal(60) > Duration::from_secs(89));
+        assert!(first.share <= Duration::from_secs(30) && first.share > Duration::from_secs(29));
+        assert!(first.limit > Duration::from_secs(179), "twice the whole for what must be proved");
+        assert!(budget.deal(60).share > Duration::from_secs(89));
     }
 }
