@@ -82,13 +82,14 @@ fn alone(lab: &mut Lab, guest: &GuestSpec, turn: u32) -> Result<String, LabError
 /// What is not as it should be.
 pub fn sixteen(stage: &Stage<'_>, turns: &mut Turns, row: &mut Row) -> Result<(), LabError> {
     while turns.another()? {
-        let guest = GuestSpec { cpus: 16, model: Some("x86-64-v3"), ..GuestSpec::stock() };
+        // Not v3: Linux finds the emulated host's XSAVE sizes inconsistent and goes without AVX (QEMU 7.2's TCG does not intercept XSETBV).
+        let guest = GuestSpec { cpus: 16, model: Some("x86-64-v2"), ..GuestSpec::stock() };
         let pair = Pair::begin(lab(stage, &[HostOptions::default(); 2])?, guest, usual, stage.name)?;
         pair.play(stage, |pair| {
             pair.until_up()?;
             for _ in 0..2 {
-                let said = pair.guest("cat /sys/devices/system/cpu/online; sed -n 's/^apicid[^:]*: *//p' /proc/cpuinfo | tr '\\n' ,; grep -c avx2 /proc/cpuinfo")?;
-                expect(said == "0-15\n0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16\n", || format!("processors, ids, those with AVX2: {said}"))?;
+                let said = pair.guest("cat /sys/devices/system/cpu/online; sed -n 's/^apicid[^:]*: *//p' /proc/cpuinfo | tr '\\n' ,; grep -c sse4_2 /proc/cpuinfo")?;
+                expect(said == "0-15\n0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16\n", || format!("processors, ids, those with SSE 4.2: {said}"))?;
                 if row.failovers == 0 {
                     pair.fail_over(row)?;
                 }
