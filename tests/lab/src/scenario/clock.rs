@@ -12,7 +12,7 @@ use crate::net::Network;
 
 /// The guest's agent answers within milliseconds; after a failover, within a TCP retransmission.
 const BOUND: Duration = Duration::from_secs(10);
-/// What a failover may cost the wall clock beyond the blackout (issue 3).
+/// What a failover may cost the wall clock beyond the blackout.
 const MARGIN_NS: i64 = 10_000_000;
 /// A stretch without a failover must be so long to tell a rate: readings are uncertain by some ten milliseconds.
 const LEAST_STRETCH: Duration = Duration::from_secs(1);
