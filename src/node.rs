@@ -130,6 +130,8 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     if matches!(config.peering, Peering::Standby { .. }) {
         return Err(NodeError::WrongPart("primary"));
     }
+    // Before the grant: a node whose kernel is none must not be recorded as the one that runs the guest.
+    machine.boot_images(&images)?;
     let arbiter = client(arbiters())?;
     let mut node = node(config, host);
     // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
@@ -141,7 +143,6 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
         Start::Granted { looked_ns } => looked_ns,
         other => return not_granted(other),
     };
-    machine.boot_images(&images)?;
     types::fault::reach(types::fault::Point::BeforeStart);
     let bound_ns = config.heartbeat.bound.as_nanos() as u64;
     let mut confirm = |looked_ns| {

@@ -156,10 +156,12 @@ fn a_missing_tap_is_named_and_not_made() {
 }
 
 #[test]
-fn a_kernel_that_is_none_is_refused_by_name() {
+fn a_kernel_that_is_none_is_refused_by_name_before_anything_is_asked_of_the_arbiter() {
     let Some(namespace) = nowhere() else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let in_directory = |name, bytes: &[u8]| file_with(directory.path(), name, bytes);
+    let record = directory.path().join("record");
+    let arbiter = format!("file:{}", record.display());
     let image = guest::IMAGE;
     let mut wrong_machine = image.to_vec();
     // e_machine: EM_AARCH64.
@@ -182,8 +184,9 @@ fn a_kernel_that_is_none_is_refused_by_name() {
         in_directory("segments-outside-memory", &outside),
     ] {
         let path = path.to_str().expect("a path");
-        let output = run_in(&namespace, &["run", "--console", "none", "--kernel", path]);
+        let output = run_in(&namespace, &["run", "--console", "none", "--kernel", path, "--arbiter", &arbiter]);
         assert_refused(&output, FAILED, &[path]);
+        assert!(!record.exists(), "{path}: a node that cannot start the guest is recorded as its owner");
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the workspace depends on: one version of each rust-vmm crate, crates.io only, known licences, and bincode where it is allowed
-//! (deny.toml gives the reasons).
+//! (deny.toml gives the reasons); and that the fuzz targets, which are a workspace of their own, can be built from their lock file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -143,4 +143,26 @@ fn bincode_is_pinned_and_named_by_the_codec_only() {
     }
     let deny = std::fs::read_to_string(Path::new(ROOT).join("deny.toml")).expect("deny.toml");
     assert!(deny.contains("RUSTSEC-2025-0141"), "the exception and its reason");
+}
+
+/// Nothing in CI builds the fuzz targets (they need a C++ compiler), so nothing else would notice that their lock file has been left behind.
+#[test]
+fn the_fuzz_targets_lock_file_has_what_the_crates_use() {
+    let read = |path: &str| -> toml::Table {
+        let text = std::fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+    };
+    let lock = read("fuzz/Cargo.lock");
+    let name = |package: &toml::Value| package["name"].as_str().expect("a name").to_owned();
+    let all = lock["package"].as_array().expect("packages");
+    let ours: Vec<&toml::Value> = all.iter().filter(|p| p.get("source").is_none() && name(p) != "lockstep-fuzz").collect();
+    assert!(ours.iter().any(|package| name(package) == "checkpoint"), "{ours:?}");
+    for package in ours {
+        let listed = package.get("dependencies").and_then(toml::Value::as_array).into_iter().flatten();
+        // Where there are two versions of a package the entry is its name and the version.
+        let locked: BTreeSet<String> = listed.filter_map(|entry| entry.as_str()?.split(' ').next().map(str::to_owned)).collect();
+        let manifest = read(&format!("{}/Cargo.toml", name(package)));
+        let used: BTreeSet<String> = manifest["dependencies"].as_table().expect("dependencies").keys().cloned().collect();
+        assert_eq!(used, locked, "fuzz/Cargo.lock is out of date for {}: run cargo metadata in fuzz/ and commit it", name(package));
+    }
 }
