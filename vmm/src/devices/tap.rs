@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 const TUN_DEVICE: &str = "/dev/net/tun";
+/// linux/if_tun.h: which work of sending the host's stack may leave to the reader of the TAP.
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 
 /// Why a TAP could not be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +140,11 @@ impl Tap {
                 Some(libc::EINVAL) if exists => TapError::NotATap { name: named() },
                 _ => TapError::Io { action: "attach to", name: named(), source },
             });
+        }
+        // An interface that stays keeps what its last user has asked for: after QEMU, say, frames would come without their checksums, and guests drop them.
+        // SAFETY: TUNSETOFFLOAD takes a number; the descriptor is open.
+        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETOFFLOAD, 0) } < 0 {
+            return Err(TapError::Io { action: "switch offloads off for", name: named(), source: io::Error::last_os_error() });
         }
         let tap =
             Tap::from_file(name, file).map_err(|source| TapError::Io { action: "duplicate the descriptor of", name: named(), source })?;

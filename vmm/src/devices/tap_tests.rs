@@ -65,6 +65,35 @@ fn a_tap_that_another_holds_is_busy_until_it_is_let_go() {
     });
 }
 
+/// Whether the host's stack leaves checksums of what it sends through `name` to whoever reads it (linux/ethtool.h, ETHTOOL_GTXCSUM).
+fn leaves_checksums(name: &str) -> bool {
+    let mut value = [0x16_u32, 0];
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // SAFETY: SIOCETHTOOL reads one ifreq and writes one ethtool_value, which are two u32, behind its pointer; both outlive the call.
+    let answer = unsafe { libc::ioctl(any_socket().unwrap().as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    assert_eq!(answer, 0, "{}", io::Error::last_os_error());
+    value[1] != 0
+}
+
+#[test]
+fn what_an_earlier_user_of_the_interface_wanted_left_undone_is_done_again() {
+    const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb;
+    const TUN_F_CSUM: libc::c_int = 1;
+    in_namespace(|| {
+        let earlier = Tap::open("tap7", CREATE).unwrap();
+        // SAFETY: both take a number; the descriptor is open.
+        let set = |what, value: libc::c_int| unsafe { libc::ioctl(earlier.file.as_raw_fd(), what, value) };
+        assert_eq!((set(TUNSETPERSIST, 1), set(TUNSETOFFLOAD, TUN_F_CSUM)), (0, 0));
+        drop(earlier);
+        assert!(leaves_checksums("tap7"));
+
+        let _tap = Tap::open("tap7", TapOptions::default()).unwrap();
+
+        assert!(!leaves_checksums("tap7"));
+    });
+}
+
 #[test]
 fn an_interface_of_another_kind_is_named_as_such() {
     in_namespace(|| {
