@@ -86,7 +86,8 @@ impl Pace {
 
 /// Sends copies until the near end is dropped or the link fails.
 pub(crate) fn run(frames: &Receiver<InputFrame>, generation: Generation, control: &Arc<dyn ControlSender>) {
-    types::thread::precise_timers();
+    // A copy that waits for its turn on a busy core while the process dies is lost, and with it 200 ms of its client; the pace bounds what this takes from others.
+    types::thread::urgent(types::thread::Urgency::Capture);
     let mut pace = Pace::new(Instant::now());
     while let Ok(first) = frames.recv() {
         let wait = pace.wait(Instant::now());
