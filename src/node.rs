@@ -136,8 +136,12 @@ fn start_primary(config: &NodeConfig, abandon_standby: bool, outlets: &Outlets, 
     let mut node = node(config, host);
     // Before the grant, which may take the guest from another host: it must not be taken for a copy that no guest can start from.
     disks.check_start()?;
-    // A guest that runs here already keeps its disks.
-    disks.claim(Duration::ZERO)?;
+    // A guest that runs here already keeps its disks. By force, a file's lock may be that of a host that has to be fenced first: then it is taken after that.
+    if abandon_standby {
+        disks.claim_devices(Duration::ZERO)?
+    } else {
+        disks.claim(Duration::ZERO)?
+    }
     let asking = primary::Asking { node: &mut node, arbiter: &arbiter, fence: fence.as_mut(), report: &report };
     let looked_ns = match primary::start(asking, abandon_standby, shutdown) {
         Start::Granted { looked_ns } => looked_ns,

@@ -196,6 +196,11 @@ pub enum FenceError {
     /// Something of this host must be done first (a disk's lock).
     #[error("before older owners can be shut out: {0}")]
     NotReady(String),
+    /// Done, but for a file's lock.
+    #[error(
+        "older owners are shut out, but {0}; storage keeps a dead host's lock for a while (NFS: its lease, about 90 s), so it is tried again; if it stays so, another process of a living host has the disk: find out which (lslocks, fuser)"
+    )]
+    StillLocked(String),
 }
 
 /// Carries out [`crate::core::Action::Fence`] with a node's fence.
