@@ -171,11 +171,11 @@ impl Disk {
     /// What this copy is, to be told to the other host.
     ///
     /// # Errors
-    /// When it has to be looked at whether the image is empty, and that is not known yet ([`DiskError::Looking`]) or it cannot be read; when a data generation that is due since a strike-out still cannot be written down.
+    /// When it has to be looked at whether the image is empty, and that is not known yet ([`DiskError::Looking`]) or it cannot be read; when a data generation that is due since a strike-out still cannot be written down; of a shared disk that has lost a write of its guest ([`DiskError::Failed`]).
     pub fn identity(&self) -> Result<Identity, DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.identity(),
-            Modal::Shared(shared) => Ok(shared.identity()),
+            Modal::Shared(shared) => shared.identity(),
         }
     }
 

@@ -49,6 +49,7 @@ mod emptiness;
 pub mod engine;
 mod error;
 mod front;
+mod hang;
 mod hooks;
 mod identity;
 pub mod image;

@@ -3,7 +3,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::*;
@@ -319,6 +319,80 @@ fn a_link_that_is_lost_before_the_standby_is_recorded_leaves_a_disk_that_runs_al
     assert!(matches!(copy.next_piece(), Err(DiskError::Phase { .. })));
     assert_eq!(primary.ask(BlockOp::Flush).result, Ok(None));
     assert_eq!(primary.content()[0], 5);
+}
+
+#[test]
+fn the_standby_lets_go_of_a_files_writes_when_they_are_durable_and_not_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let (holds, syncs) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let faults = {
+        let (holds, syncs) = (Arc::clone(&holds), Arc::clone(&syncs));
+        move |asked| {
+            if asked == Asked::Sync {
+                syncs.fetch_add(1, Ordering::SeqCst);
+                while holds.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            }
+            Strike::Pass
+        }
+    };
+    let (primary, standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
+    assert!(syncs.swap(0, Ordering::SeqCst) > 0, "what was not held is durable before the first epoch");
+
+    holds.store(true, Ordering::SeqCst);
+    for number in 2..=9 {
+        primary.write(number * 4096, number as u8, 4096);
+        epoch(&primary, &standby, number);
+        while primary.content()[number as usize * 4096] != number as u8 && syncs.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+    }
+    assert!(primary.events.recv_timeout(Duration::from_millis(20)).is_err(), "the file has it, and this host's death could undo it");
+    holds.store(false, Ordering::SeqCst);
+    wait_issued(&primary, 9);
+
+    assert!(syncs.load(Ordering::SeqCst) <= 3, "not once for each epoch");
+}
+
+#[test]
+fn a_file_that_cannot_be_made_durable_is_a_disk_that_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&switch);
+    let faults = move |asked| if asked == Asked::Sync && on.load(Ordering::SeqCst) { Strike::Fail(libc::EIO) } else { Strike::Pass };
+    let (primary, standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
+    switch.store(true, Ordering::SeqCst);
+
+    primary.write(0, 5, 512);
+    epoch(&primary, &standby, 2);
+
+    assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::GiveUp { .. }));
+    assert_eq!(standby.disk.oldest_kept(), Some(Epoch(2)), "the standby makes it again");
+}
+
+#[test]
+fn a_disk_that_has_lost_a_write_takes_none_for_a_standby_and_brings_none_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, faulty) = failing(libc::EREMOTEIO);
+    let primary = alone(directory.path(), faulty);
+    let (standby, mut copy) = holding(&primary, tuning());
+    assert!(copy.next_piece().unwrap().is_none());
+    epoch(&primary, &standby, 1);
+    // A copy that was begun before the loss is no way around it.
+    switch.0.store(true, Ordering::SeqCst);
+    primary.write(0, 5, 512);
+    primary.disk.struck_out().unwrap();
+    let flush = primary.ask(BlockOp::Flush).result;
+    assert_eq!(flush, Err(BlockError::Io(libc::EREMOTEIO)));
+    switch.0.store(false, Ordering::SeqCst);
+
+    let refused = primary.disk.identity().unwrap_err();
+    assert!(matches!(refused, DiskError::Failed { .. }), "{refused}");
+    assert!(matches!(primary.disk.begin_copy(&Plan::Nothing, &standby.identity()), Err(DiskError::Failed { .. })));
+
+    let write = BlockOp::Write { offset: 0, data: vec![1; 512].into() };
+    assert_eq!(primary.ask(write).result, Err(BlockError::Io(libc::EREMOTEIO)));
 }
 
 #[test]

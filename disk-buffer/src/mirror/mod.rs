@@ -25,6 +25,7 @@ use crate::emptiness::Emptiness;
 use crate::engine::{Answer, Engine, Parts, Way};
 use crate::error::{DiskError, Full};
 use crate::front::Front;
+use crate::hang::Patience;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::Image;
@@ -77,8 +78,9 @@ pub(crate) struct State {
     guest: usize,
     /// A request was turned away.
     pub(crate) starved: bool,
-    /// When the guest last had an answer, or asked when nothing was in flight.
-    progress: Instant,
+    /// Requests of the guest answered so far.
+    answered: u64,
+    patience: Patience,
     /// Requests that failed while protected.
     pub(crate) parked: Vec<(u64, i32)>,
     /// The role was given up because of a medium that hangs.
@@ -147,7 +149,8 @@ impl Mirror {
             phase: Phase::Idle,
             guest: 0,
             starved: false,
-            progress: Instant::now(),
+            answered: 0,
+            patience: Patience::new(hang),
             parked: Vec::new(),
             hung: false,
             last_written: HashMap::new(),
@@ -245,9 +248,6 @@ impl Mirror {
                 pressure = state.take_write(write)?;
             } else if !state.is_primary() {
                 return Err(Full);
-            }
-            if state.guest == 0 {
-                state.progress = Instant::now();
             }
             state.guest += 1;
             let reply = {
@@ -374,8 +374,9 @@ impl Inner {
     fn watch_hang(&self) {
         {
             let mut state = self.lock();
-            let hangs = matches!(state.phase, Phase::Protected(_)) && state.guest > 0 && state.progress.elapsed() >= self.hang;
-            if !hangs || std::mem::replace(&mut state.hung, true) {
+            let (in_flight, answered) = (state.guest > 0, state.answered);
+            let hangs = state.patience.hangs(Instant::now(), in_flight, answered);
+            if !hangs || !matches!(state.phase, Phase::Protected(_)) || std::mem::replace(&mut state.hung, true) {
                 return;
             }
             tracing::error!(disk = %self.index, requests = state.guest, bound = ?self.hang, "the disk hangs while a standby can serve; this node gives up its role");
@@ -430,7 +431,7 @@ impl Inner {
         let room = {
             let mut state = self.lock();
             state.guest -= 1;
-            state.progress = Instant::now();
+            state.answered += 1;
             if let (Err(errno), Phase::Protected(_)) = (&answer, &state.phase) {
                 state.parked.push((tag, *errno));
                 let first = state.parked.len() == 1;

@@ -9,13 +9,14 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use types::Generation;
 use types::block::{BlockDone, BlockError, BlockOp, BlockRequest, DiskIndex, REQUESTS_MAX, is_reservation_conflict};
+use types::{Epoch, Generation};
 
 use crate::disk::{Opening, Tuning};
 use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
 use crate::front::Front;
+use crate::hang::Patience;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::Image;
@@ -87,8 +88,12 @@ pub(super) struct State {
     pub(super) session: u64,
     /// Requests that the device has not answered.
     pub(super) asked: usize,
-    /// When it last answered one, or was asked when nothing was in flight.
-    progress: Instant,
+    /// Requests that it has answered so far.
+    answered: u64,
+    /// A file's: the newest epoch that the file has and that is not durable in it.
+    pub(super) unsynced: Option<(Generation, Epoch)>,
+    /// A file is being made durable for the standby's sake.
+    syncing: bool,
     stop: bool,
 }
 
@@ -150,7 +155,9 @@ impl SharedDisk {
             given_up: false,
             session: 0,
             asked: 0,
-            progress: Instant::now(),
+            answered: 0,
+            unsynced: None,
+            syncing: false,
             stop: false,
         };
         let inner = Arc::new(Inner {
@@ -187,9 +194,10 @@ impl SharedDisk {
     }
 
     /// [`crate::Disk::identity`].
-    pub(crate) fn identity(&self) -> Identity {
+    pub(crate) fn identity(&self) -> Result<Identity, DiskError> {
         let Inner { front, image, .. } = &*self.inner;
-        Identity {
+        self.inner.is_whole(&self.inner.lock())?;
+        Ok(Identity {
             id: DataId::NONE,
             bytes: front.info.bytes,
             mode: Mode::Shared,
@@ -205,7 +213,7 @@ impl SharedDisk {
             content: None,
             changed: Vec::new(),
             device: image.shared_name().cloned(),
-        }
+        })
     }
 
     /// [`crate::Disk::submit`].
@@ -224,7 +232,8 @@ impl SharedDisk {
         if !state.is_primary() {
             return Err(Full);
         }
-        if let Some(errno) = state.hold.failed().filter(|_| !state.hold.holds()) {
+        // A protected guest's requests wait for the standby, which takes over.
+        if let Some(errno) = state.hold.failed().filter(|_| !matches!(state.phase, Phase::Protected)) {
             drop(state);
             inner.front.answer(tag, Err(BlockError::Io(errno)));
             return Ok(());
@@ -308,15 +317,24 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A write that the guest had its answer to was lost here: no standby can make that good, and none is brought in.
+    pub(super) fn is_whole(&self, state: &State) -> Result<(), DiskError> {
+        let failed = state.hold.failed().filter(|_| state.is_primary());
+        failed.map_or(Ok(()), |errno| {
+            Err(DiskError::Failed {
+                disk: self.index,
+                what: "a write that the guest had its answer to",
+                source: io::Error::from_raw_os_error(errno),
+            })
+        })
+    }
+
     pub(super) fn wrong_phase(&self, operation: &'static str, state: &State) -> DiskError {
         DiskError::Phase { disk: self.index, operation, phase: state.phase.name() }
     }
 
     /// Gives the device a request, under the state's lock: its order is the guest's.
     fn ask(self: &Arc<Self>, state: &mut State, op: Op, reply: impl FnOnce(&Arc<Inner>, Answer) + Send + 'static) {
-        if state.asked == 0 {
-            state.progress = Instant::now();
-        }
         state.asked += 1;
         let inner = Arc::downgrade(self);
         let reply = Box::new(move |answer| {
@@ -401,7 +419,7 @@ impl Inner {
 
     fn answered(&self, state: &mut State) {
         state.asked -= 1;
-        state.progress = Instant::now();
+        state.answered += 1;
         if state.asked == 0 {
             self.changed.notify_all();
         }
@@ -445,7 +463,12 @@ impl Inner {
             self.ask_for_guest(state, tag, Op::Flush, None);
         }
         if let (Some((generation, epoch)), Phase::Protected) = (on_device, &state.phase) {
-            told.events.push(DiskEvent::Issued { disk: self.index, generation, epoch });
+            if self.image.is_device() {
+                told.events.push(DiskEvent::Issued { disk: self.index, generation, epoch });
+            } else {
+                state.unsynced = Some((generation, epoch));
+                self.sync(state);
+            }
         }
         if let Some(errno) = lost {
             if matches!(state.phase, Phase::Protected) {
@@ -456,6 +479,40 @@ impl Inner {
             }
         }
         told.room |= state.hold.roomy() && std::mem::take(&mut state.starved);
+    }
+
+    /// Has a file made durable up to what it has, one time after the other: the standby keeps an epoch's writes until then. What a device has taken outlives this host, and so does its cache; of a file on a file system that hosts share, this
+    /// host may have in its memory where the blocks are (what a direct write to a hole has allocated), and would take it along.
+    fn sync(self: &Arc<Self>, state: &mut State) {
+        if state.syncing {
+            return;
+        }
+        let Some((generation, epoch)) = state.unsynced.take() else { return };
+        state.syncing = true;
+        self.ask(state, Op::Flush, move |inner, answer| inner.synced(generation, epoch, answer));
+    }
+
+    fn synced(self: &Arc<Self>, generation: Generation, epoch: Epoch, answer: Answer) {
+        let mut told = Told::default();
+        {
+            let mut state = self.lock();
+            self.answered(&mut state);
+            state.syncing = false;
+            match answer {
+                Ok(_) if matches!(state.phase, Phase::Protected) => {
+                    told.events.push(DiskEvent::Issued { disk: self.index, generation, epoch });
+                }
+                Ok(_) => {}
+                Err(errno) if self.shut_out(&mut state, errno, &mut told) => {}
+                Err(errno) => {
+                    // The system says it once: the guest's next flush might hear nothing of it.
+                    let outcome = state.hold.lose(errno);
+                    self.follow(&mut state, outcome, &mut told);
+                }
+            }
+            self.sync(&mut state);
+        }
+        self.tell(told);
     }
 
     /// Says what was found out under the lock.
@@ -482,6 +539,7 @@ impl Told {
 fn watch(disk: &Arc<Inner>) {
     let period = WATCH_PERIOD.min(disk.hang);
     let mut full_told = false;
+    let mut patience = Patience::new(disk.hang);
     let mut state = disk.lock();
     while !state.stop {
         let full = disk.engine.full_since().is_some();
@@ -496,7 +554,8 @@ fn watch(disk: &Arc<Inner>) {
             told.events.push(DiskEvent::Full { disk: disk.index, text });
         }
         full_told = full;
-        if matches!(state.phase, Phase::Protected) && state.asked > 0 && !full && state.progress.elapsed() >= disk.hang {
+        let hangs = patience.hangs(Instant::now(), state.asked > 0 && !full, state.answered);
+        if matches!(state.phase, Phase::Protected) && hangs {
             disk.give_up(&mut state, libc::ETIMEDOUT, &mut told);
         }
         if !told.events.is_empty() {

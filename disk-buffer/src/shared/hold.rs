@@ -317,6 +317,19 @@ impl Hold {
         Some((seq, write.clone()))
     }
 
+    /// What the device had taken is lost after all.
+    pub fn lose(&mut self, errno: i32) -> Outcome {
+        let mut outcome = Outcome::default();
+        if self.failed.is_none() {
+            self.failed = Some(errno);
+            outcome.lost = Some(errno);
+        }
+        if self.record.is_none() {
+            self.give_up(errno, &mut outcome);
+        }
+        outcome
+    }
+
     /// The device's answer to a write that was handed out.
     pub fn issued(&mut self, seq: Seq, answer: Result<(), i32>) -> Outcome {
         let mut outcome = Outcome::default();
@@ -336,14 +349,7 @@ impl Hold {
             }
             (_, Err(errno)) => {
                 // Not done, and never will be: what waits for it waits for ever, or is given up.
-                if self.failed.is_none() {
-                    self.failed = Some(errno);
-                    outcome.lost = Some(errno);
-                }
-                if self.record.is_none() {
-                    self.give_up(errno, &mut outcome);
-                }
-                return outcome;
+                return self.lose(errno);
             }
         }
         batch.done[index] = true;

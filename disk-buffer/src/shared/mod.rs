@@ -15,7 +15,8 @@
 //! - *Unprotected* a write goes straight to the device, unless older ones are still on their way there (after a strike-out or a takeover): then behind them. It is answered when the device has it.
 //! - *From the switch to holding on* (`DiskCopy::record`) it is answered at once: the disk has a volatile write cache, as every disk that takes flushes. What went straight through before is waited for before
 //!   epoch 1 is sealed, so a takeover finds it on the device.
-//! - *After its epoch's commit* it is handed out, in the guest's order where writes overlap. When all of an epoch is on the device the standby is told (`Message::Issued`).
+//! - *After its epoch's commit* it is handed out, in the guest's order where writes overlap. When all of an epoch is on the device the standby is told (`Message::Issued`): when a
+//!   block device has answered, whose memory is its own; of a file when it was made durable as well (once for all epochs that it has by then), because what this host has not told its file system dies with it.
 //! - *A flush* is answered when every write before it is on the device and the device's cache is flushed. If one of those is in the open epoch, the epoch ends as for waiting output. A flush in flight when an
 //!   epoch is captured is part of the device's state; whoever takes over executes it again, behind what it took over.
 //! - *A discard* takes effect when it is carried out; until then its range keeps what it has.
@@ -39,7 +40,7 @@
 //! | struck out (the record names no standby) | the same, and only then: an unanswered request to the arbiter keeps them held |
 //! | the standby takes over | it hands out what is committed; this node's are dropped ([`hold::Hold::drop_all`]) |
 //! | the device fails at a protected primary | they stay held, the node gives up its role, and the standby, which keeps them and may have a working path, takes over |
-//! | the device fails at a node that is alone, under a write that was answered | lost, as from a disk's cache: the guest's flushes and everything after fail |
+//! | the device fails at a node that is alone, under a write that was answered | lost, as from a disk's cache: the guest's flushes and everything after fail, and no standby is brought in |
 //! | the guest ends in good order, and the record names no standby | nothing more is taken, and they are carried out ([`crate::Disk::finish`]): before the reservation is given up, so that none of them meets another node's |
 //! | the device says that this node is shut out | dropped: the guest is stopped at once |
 

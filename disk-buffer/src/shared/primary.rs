@@ -53,6 +53,7 @@ impl SharedDisk {
         if !matches!(state.phase, Phase::Alone) {
             return Err(inner.wrong_phase("sharing it with a standby", &state));
         }
+        inner.is_whole(&state)?;
         state.phase = Phase::Copying;
         state.session += 1;
         Ok(SharedCopy { disk: Arc::clone(inner), session: state.session, settled: false })
@@ -105,6 +106,7 @@ impl SharedDisk {
             state.phase = Phase::Alone;
             state.session += 1;
             state.given_up = false;
+            state.unsynced = None;
             let outcome = state.hold.go_through();
             inner.follow(&mut state, outcome, &mut told);
             for (tag, errno) in std::mem::take(&mut state.parked) {
@@ -182,6 +184,7 @@ impl SharedCopy {
         if !matches!(state.phase, Phase::Copying) {
             return Err(self.disk.wrong_phase("sharing it with a standby", &state));
         }
+        self.disk.is_whole(&state)?;
         state.hold.hold(generation);
         state.phase = Phase::Recording;
         Ok(())
@@ -211,7 +214,9 @@ impl SharedCopy {
             state = disk.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(state);
-        disk.engine.call(Op::Barrier, WAY, MEDIUM_BOUND).map_err(DiskError::io("writing to", disk.image.path()))?;
+        // A file's also durable, as after an epoch (`Inner::sync`).
+        let until_there = if disk.image.is_device() { Op::Barrier } else { Op::Flush };
+        disk.engine.call(until_there, WAY, MEDIUM_BOUND).map_err(DiskError::io("writing to", disk.image.path()))?;
         self.settled = true;
         Ok(())
     }
