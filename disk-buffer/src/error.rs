@@ -143,7 +143,10 @@ pub enum DiskError {
         refusal: Refusal,
     },
     /// A call in the wrong order.
-    #[error("{disk}: {operation} is not possible while the disk is {phase}")]
+    #[error(
+        "{disk}: {operation} is not possible while the disk is {phase}: this node's part has changed meanwhile (a link was lost, a standby struck out, another node took over), and what is still wanted is tried again; if this is said \
+         again and again, report it with both hosts' logs"
+    )]
     Phase {
         /// Which.
         disk: DiskIndex,
@@ -153,7 +156,10 @@ pub enum DiskError {
         phase: &'static str,
     },
     /// An epoch out of order.
-    #[error("{disk}: epoch {epoch} came where {expected} was expected")]
+    #[error(
+        "{disk}: epoch {epoch} came where {expected} was expected, so the two hosts have not counted the same writes: the link is given up, and the standby copied anew; both hosts must run the same release, and if they do, report it with both \
+         hosts' logs"
+    )]
     EpochOrder {
         /// Which.
         disk: DiskIndex,
@@ -175,7 +181,9 @@ pub enum DiskError {
         bytes: u64,
     },
     /// The medium failed some time before; nothing more is done with it.
-    #[error("{disk}: {what} failed before: {source}")]
+    #[error(
+        "{disk}: {what} failed before ({source}), and nothing more is entrusted to it: look at the kernel's log of this host (dmesg) and at the way to the storage, mend it, and start this node again"
+    )]
     Failed {
         /// Which.
         disk: DiskIndex,
@@ -194,8 +202,11 @@ pub enum DiskError {
         /// How far it has come.
         percent: u64,
     },
-    /// Committed writes could not be applied in time.
-    #[error("{disk}: what is committed was not applied within {bound:?}; the medium hangs")]
+    /// The medium did not do in time what was asked of it.
+    #[error(
+        "{disk}: the medium has not done what was asked of it within {bound:?}: it hangs, or has far too much to do; look at the kernel's log of this host (dmesg), at the way to the storage (multipath -ll, the file server) and at who else loads \
+         it (iostat -x)"
+    )]
     Slow {
         /// Which.
         disk: DiskIndex,

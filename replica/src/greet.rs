@@ -47,6 +47,8 @@ struct Earlier {
     staging: Option<Arc<Staging>>,
     /// Ends when nothing of the newest link is written any more.
     writes: Option<Receiver<Infallible>>,
+    /// Why a primary was turned away last, since one was let in.
+    refused: Option<String>,
 }
 
 impl Earlier {
@@ -95,19 +97,19 @@ pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
 
 fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut Earlier) -> Result<(), ReplicaError> {
     let Some(bytes) = pending.control_rx.receive(HELLO)? else {
-        return refuse(pending, "no Hello came in time".to_owned());
+        return refuse(shared, earlier, pending, "no Hello came in time".to_owned());
     };
     let hello = match message::decode(&bytes) {
         Ok(Message::Hello(hello)) => hello,
-        Ok(_) => return refuse(pending, "the first message must be a Hello".to_owned()),
-        Err(error) => return refuse(pending, error.to_string()),
+        Ok(_) => return refuse(shared, earlier, pending, "the first message must be a Hello".to_owned()),
+        Err(error) => return refuse(shared, earlier, pending, error.to_string()),
     };
     if let Some(reason) = objection(door, &hello) {
-        return refuse(pending, reason);
+        return refuse(shared, earlier, pending, reason);
     }
     let Agreed { primary, plans, own } = match disks::agree(&shared.disks, &hello.disks) {
         Ok(agreed) => agreed,
-        Err(error) => return refuse(pending, error.to_string()),
+        Err(error) => return refuse(shared, earlier, pending, error.to_string()),
     };
     // First the thread that takes an earlier link's parts: it may be writing one of a first copy, to whatever copy there is. Then the one behind it: what an earlier primary committed is on
     // its way to the disks until this is answered.
@@ -118,11 +120,11 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut
         drained.recv_deadline(until).is_ok()
     };
     if !over {
-        return refuse(pending, "this standby still applies what its last primary sent; its disks are slow".to_owned());
+        return refuse(shared, earlier, pending, "this standby still applies what its last primary sent; its disks are slow".to_owned());
     }
     // Durably before the answer: from the Welcome on the primary may change what is here.
     if let Err(error) = shared.disks.join(&plans, &primary, hello.generation) {
-        return refuse(pending, error.to_string());
+        return refuse(shared, earlier, pending, error.to_string());
     }
     let staging = match &mut earlier.staging {
         Some(staging) => Arc::clone(staging),
@@ -139,6 +141,7 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut
     }
     let (alive, writes) = bounded(0);
     earlier.writes = Some(writes);
+    earlier.refused = None;
     shared.tell(News::Linked(Linked { hello, link, alive }));
     Ok(())
 }
@@ -183,8 +186,13 @@ fn reservation(door: &Door, hello: &Hello) -> Option<String> {
     })
 }
 
-fn refuse(pending: StandbyPending, reason: String) -> Result<(), ReplicaError> {
+fn refuse(shared: &Shared, earlier: &mut Earlier, pending: StandbyPending, reason: String) -> Result<(), ReplicaError> {
     tracing::warn!(peer = pending.peer, reason, "a primary is refused");
+    // It asks again every few seconds.
+    if earlier.refused.as_ref() != Some(&reason) {
+        earlier.refused = Some(reason.clone());
+        (shared.report)(NodeEventKind::PrimaryRefused { peer: pending.peer.clone(), reason: reason.clone() });
+    }
     Ok(pending.reject(&message::encode(&Message::Refuse { reason })?)?)
 }
 

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use disk_buffer::SharedDevice;
 use failover::fence::{Fence as _, FenceError, Reservation};
 use types::VmId;
 
@@ -30,7 +31,21 @@ pub(super) fn look(path: &Path) -> Vec<Item> {
         Err(error) => return vec![Item::fail("disk", format!("{shown}: {error}"), "check the path and its permissions")],
     };
     let device = facts.file_type().is_block_device();
-    vec![direct(path), reservations(path, device)]
+    vec![identity(path, &facts), direct(path), reservations(path, device)]
+}
+
+/// By what two hosts tell that they mean the same disk.
+fn identity(path: &Path, facts: &std::fs::Metadata) -> Item {
+    const NAME: &str = "disk: identity";
+    let shown = path.display();
+    match SharedDevice::of(facts) {
+        Some(name) => Item::ok(NAME, format!("{shown} is {name}: with mode=shared the other host must find the same")),
+        None => Item::warn(
+            NAME,
+            format!("{shown} has no name by which two hosts can tell that they mean the same device"),
+            "mode=shared needs a device that has one (SCSI, NVMe, multipath; of a virtual machine's disk its serial number); mode=mirror needs none",
+        ),
+    }
 }
 
 /// Requests past the page cache.
@@ -77,6 +92,8 @@ mod tests {
                 .any(|item| item.name == "disk: reservations" && item.level == Level::Warn && item.remedy.contains("--fence-command"))
         );
         assert!(items.iter().any(|item| item.name == "disk: O_DIRECT"));
+        let inode = std::os::unix::fs::MetadataExt::ino(&file.as_file().metadata().expect("facts"));
+        assert!(items.iter().any(|item| item.name == "disk: identity" && item.found.contains(&format!("inode {inode}"))), "{items:?}");
         assert!(items.iter().all(|item| (item.level == Level::Ok) == item.remedy.is_empty()), "{items:?}");
         assert_eq!(std::fs::read(file.path()).expect("read"), [7; BLOCK]);
     }

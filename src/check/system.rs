@@ -21,6 +21,7 @@ const ENOUGH_FILES: u64 = 1024;
 pub(super) fn look() -> Vec<Item> {
     vec![
         tun(),
+        identity(),
         memory(),
         huge_pages(),
         reserved_huge_pages(),
@@ -41,6 +42,18 @@ fn tun() -> Item {
             "/dev/net/tun",
             error.to_string(),
             "load the driver (modprobe tun); run as root, or make the TAPs for your user: ip tuntap add tap0 mode tap user USER",
+        ),
+    }
+}
+
+/// By what a host is told from another of the same name.
+fn identity() -> Item {
+    match failover::host::this_host() {
+        Some(host) => Item::ok("host identity", format!("{host}, from its machine-id; no other host may have it")),
+        None => Item::warn(
+            "host identity",
+            "there is no /etc/machine-id: another host of the same name could not be told from this one",
+            "mode=shared with --fence-command needs it: systemd-machine-id-setup, or 32 hexadecimal digits of its own for each host",
         ),
     }
 }

@@ -17,6 +17,7 @@ use lockstep_tests::e2e::{Image, Node, Spec, Watchdog};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use types::Generation;
+use types::event::NodeEventKind;
 
 /// Bound of a whole test here.
 const TEST: Duration = Duration::from_secs(180);
@@ -175,7 +176,12 @@ fn a_standby_that_means_another_disk_is_refused_with_the_reason() {
     let (lab, image) = with_image(Guest::default());
     let other = Image::new(lab.directory().join("other.img"), BYTES);
     let a_spec = sharing(&lab, Spec::primary(Host::A, "a"), &image);
-    let (_a, _b) = pair(&lab, &a_spec, &sharing(&lab, Spec::standby(Host::B, "b"), &other));
+    let (mut a, mut b) = pair(&lab, &a_spec, &sharing(&lab, Spec::standby(Host::B, "b"), &other));
 
-    lab.until_logged("a", "both must be given the same device");
+    const WHY: &str = "both must be given the same device";
+    a.until("the reason, at the primary", |e| matches!(&e.what, NodeEventKind::NoStandby { reason } if reason.contains(WHY)).then_some(()));
+    b.until("the reason, at the standby", |e| {
+        matches!(&e.what, NodeEventKind::PrimaryRefused { reason, .. } if reason.contains(WHY)).then_some(())
+    });
+    lab.until_logged("a", WHY);
 }

@@ -115,6 +115,18 @@ pub enum NodeEventKind {
         /// Why.
         reason: String,
     },
+    /// A primary has no standby, for this reason: it cannot be reached, it refused, or a disk of this node's keeps it from being protected. Told again when the reason changes.
+    NoStandby {
+        /// Why, in words for an operator.
+        reason: String,
+    },
+    /// A standby has turned a primary away, for this reason. Told again when the reason changes.
+    PrimaryRefused {
+        /// Where the primary is.
+        peer: String,
+        /// Why, in words for an operator.
+        reason: String,
+    },
     /// Something an operator should look at; the node goes on.
     Warning {
         /// What, and what to do.

@@ -82,7 +82,9 @@ pub enum FenceError {
         generation: Generation,
     },
     /// The record is gone.
-    #[error("the arbiter has no record of this VM any more: nothing is granted")]
+    #[error(
+        "the arbiter has no record of this VM any more, so nothing is granted and nothing runs: put the record back if it was removed by mistake, else stop every node of the VM and start afresh"
+    )]
     NoRecord,
     /// The arbiter gave no answer.
     #[error("the arbiter could not confirm the grant: {0}")]
@@ -150,7 +152,9 @@ pub enum FenceError {
         status: i32,
     },
     /// The system call failed.
-    #[error("{device}: {step}: {source}")]
+    #[error(
+        "{device}: {step} could not be asked of it: {source}; look at the kernel's log (dmesg) and at the way to the device (multipath -ll, iscsiadm -m session); at a takeover it is tried again"
+    )]
     Io {
         /// The device.
         device: String,
@@ -168,7 +172,10 @@ pub enum FenceError {
         source: std::io::Error,
     },
     /// The command said that the other host is not certainly dead.
-    #[error("the fencing command {command:?} ended with {status}: {node} is not certainly dead")]
+    #[error(
+        "the fencing command {command:?} ended with {status}: {node} is not certainly dead. What it printed is in this node's log; mend that (the power switch's address, its password), or make sure by hand that {node} is dead; it is tried again \
+         until it ends with 0"
+    )]
     CommandFailed {
         /// The command.
         command: String,
@@ -178,7 +185,9 @@ pub enum FenceError {
         node: NodeId,
     },
     /// The command took too long and was killed.
-    #[error("the fencing command {command:?} did not end within {seconds} s and was killed: {node} is not certainly dead")]
+    #[error(
+        "the fencing command {command:?} did not end within {seconds} s and was killed: {node} is not certainly dead. See that the power switch can be reached from here, and give the command a time limit of its own below that; it is tried again"
+    )]
     CommandLate {
         /// The command.
         command: String,
@@ -191,7 +200,9 @@ pub enum FenceError {
     #[error("starting the fencing thread: {0}; the host's limit on threads may be reached (ulimit -u)")]
     Thread(std::io::Error),
     /// The node was made without a fence although its disks need one. A defect of the program.
-    #[error("this node has shared disks and was given no fence: nothing runs")]
+    #[error(
+        "this node has shared disks and was given no fence, so nothing runs; this is a defect of Lockstep: please report it with this log"
+    )]
     Missing,
     /// Something of this host must be done first (a disk's lock).
     #[error("before older owners can be shut out: {0}")]

@@ -32,7 +32,10 @@ impl RoleThread {
         let ours = |number: u64| self.link.as_ref().is_some_and(|link| link.number == number);
         match news {
             News::Linked(linked) => self.linked(linked),
-            News::NoStandby { reason } => tracing::warn!(reason, "no standby"),
+            News::NoStandby { reason } => {
+                tracing::warn!(reason, "no standby: the guest runs unprotected");
+                (self.shared.report)(NodeEventKind::NoStandby { reason });
+            }
             News::SyncReady { link } if ours(link) => self.raise(RoleEvent::SyncReady),
             News::LinkLost { link, cause } if ours(link) => self.peer_gone(cause),
             News::SyncReady { .. } | News::LinkLost { .. } => {}
