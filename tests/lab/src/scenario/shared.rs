@@ -16,8 +16,8 @@ use crate::net::Net;
 use crate::storage::LUN;
 
 /// Which commit's writes a primary goes to sleep before, once it is protected: late enough for clients to be at work, and for a round after it to end before
-/// the new primary does the same. Some ten a second.
-const ASLEEP: &str = "before-issue:250:stop";
+/// the new primary does the same. Some five a second.
+const ASLEEP: &str = "before-issue:120:stop";
 /// How often a sleeper is looked for; its peer waits a second before it takes it for gone.
 const LOOK: Duration = Duration::from_millis(100);
 /// A path that is lost is given up after 5 s (`init/initiator.sh`); a standby's is cut for longer.
