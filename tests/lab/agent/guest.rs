@@ -21,7 +21,7 @@ pub fn start_services() {
     for cpu in 0..cpus {
         std::thread::spawn(move || clock::run(cpu));
         if stamped > 0 {
-            std::thread::spawn(move || stamp::run(cpu, (stamped / cpus).max(1)));
+            std::thread::spawn(move || stamp::run(cpu, cpus, (stamped / cpus).max(1)));
         }
     }
     for device in boot_option("lab.blocks").unwrap_or_default().split(',').filter(|d| !d.is_empty()) {
