@@ -50,10 +50,10 @@ mod tests {
 
     const BYTES: u64 = 1 << 20;
 
-    /// Notes what the disk holds when the reservation is given up.
+    /// Notes what the disk holds each time that the reservation is given up.
     struct Noting {
         path: PathBuf,
-        at_release: Mutex<Option<u8>>,
+        at_release: Mutex<Vec<u8>>,
     }
 
     impl Fence for Noting {
@@ -66,7 +66,7 @@ mod tests {
         }
 
         fn release(&self, _: &Owner, _: bool) {
-            *self.at_release.lock().unwrap() = Some(std::fs::read(&self.path).unwrap()[0]);
+            self.at_release.lock().unwrap().push(std::fs::read(&self.path).unwrap()[0]);
         }
     }
 
@@ -82,7 +82,7 @@ mod tests {
         };
         let mut arbiter = MemoryArbiter::default();
         arbiter.swap(None, &record).unwrap();
-        let noting = Arc::new(Noting { path: path.to_owned(), at_release: Mutex::new(None) });
+        let noting = Arc::new(Noting { path: path.to_owned(), at_release: Mutex::default() });
         let fence = Arc::clone(&noting) as Arc<dyn Fence>;
         let mut runner = FenceRunner::new(fence, VmId("vm0".to_owned()), Arc::new(move || Box::new(arbiter.clone())));
         runner.start(record, Vec::new()).unwrap();
@@ -119,12 +119,12 @@ mod tests {
         let held = disks.clone();
         std::thread::scope(|scope| {
             let ending = scope.spawn(|| give_back(&disks, Some(&runner)));
-            assert!(!ending.is_finished() && noting.at_release.lock().unwrap().is_none());
+            assert!(!ending.is_finished() && noting.at_release.lock().unwrap().is_empty());
             hangs.store(false, Ordering::SeqCst);
         });
         drop(held);
 
-        assert_eq!(*noting.at_release.lock().unwrap(), Some(5));
+        assert_eq!(*noting.at_release.lock().unwrap(), [5]);
     }
 
     #[test]
@@ -140,6 +140,6 @@ mod tests {
         disks.shut();
         give_back(&disks, Some(&runner));
 
-        assert_eq!(*noting.at_release.lock().unwrap(), None);
+        assert!(noting.at_release.lock().unwrap().is_empty());
     }
 }
