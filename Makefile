@@ -8,7 +8,7 @@ NEEDED := ip:iproute2 gcc:gcc ld:binutils
 # Further options for the lab: make lab-test LAB="--rounds 2 --keep-logs"
 LAB ?=
 # What the lab's scenarios may take together. One that cannot do its least number of rounds in its share fails as too slow here: then give more.
-LAB_BUDGET ?= 13m
+LAB_BUDGET ?= 15m
 # Test threads share /dev/kvm and the cores with the machines under test.
 TEST_THREADS ?=
 

@@ -1,7 +1,7 @@
 //! The command line: an interactive lab, and the suite.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use lockstep_lab::agent::Agent;
 use lockstep_lab::control::{self, NetName, Request, State, Verb};
 use lockstep_lab::error::chain;
 use lockstep_lab::fault::Way;
+use lockstep_lab::host::SOFT_ROCE;
 use lockstep_lab::prepare::kernel::Series;
 use lockstep_lab::run_dir::{Identity, clean_stale, remove_all};
 use lockstep_lab::scenario::reservations;
@@ -103,6 +104,12 @@ enum Cmd {
         /// The command, for a shell
         #[arg(required = true, trailing_var_arg = true)]
         command: Vec<String>,
+    },
+    /// Give a host an RDMA device on the replication network, by soft RoCE (again after each start)
+    SoftRoce {
+        /// h1, h2 or h3
+        #[arg(value_parser = host_number)]
+        host: u8,
     },
     /// Run a command in the stock guest
     Guest {
@@ -274,6 +281,12 @@ fn tell(text: &str) {
     eprintln!("{text}");
 }
 
+fn in_host(runs: &Path, host: u8, script: &str, timeout: u64) -> Result<ExitCode, LabError> {
+    let state = control::state(runs)?;
+    let Some(address) = net::address(Net::Management, host) else { return Ok(ExitCode::FAILURE) };
+    remote(&state, |n| &n.switch, address, &format!("h{host}"), script, timeout)
+}
+
 fn run(verb: Cmd) -> Result<ExitCode, LabError> {
     let paths = Paths::find()?;
     let runs = paths.runs()?;
@@ -286,11 +299,8 @@ fn run(verb: Cmd) -> Result<ExitCode, LabError> {
         }
         Cmd::Up(options) => up(&paths, options),
         Cmd::Keep(options) => keep(&paths, options),
-        Cmd::Exec { host, timeout, command } => {
-            let state = control::state(&runs)?;
-            let Some(address) = net::address(Net::Management, host) else { return Ok(ExitCode::FAILURE) };
-            remote(&state, |n| &n.switch, address, &format!("h{host}"), &command.join(" "), timeout)
-        }
+        Cmd::Exec { host, timeout, command } => in_host(&runs, host, &command.join(" "), timeout),
+        Cmd::SoftRoce { host } => in_host(&runs, host, SOFT_ROCE, 60),
         Cmd::Guest { timeout, command } => {
             remote(&control::state(&runs)?, |n| &n.clients, GUEST_ADDRESS, "the guest", &command.join(" "), timeout)
         }

@@ -49,6 +49,11 @@ const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet mitigations=off tsc=reliabl
 /// Run once in a host that has come up: what Lockstep finds on a real host.
 const SET_UP: &str = "ip tuntap add tap0 mode tap && ip link set tap0 master br0 up && test -c /dev/kvm && mountpoint -q /lib/modules && mountpoint -q /arbiter";
 
+/// Makes the RDMA device rxe0 on the replication network (rdma-link(8)). Without the checksum modules the driver cannot make it.
+pub const SOFT_ROCE: &str = "set -e; modprobe -a crc32_pclmul crc32_generic crc32c_generic rdma_rxe rdma_ucm
+rdma link show rxe0/1 >/dev/null 2>&1 || rdma link add rxe0 type rxe netdev eth1
+until rdma link show rxe0/1 | grep -q ACTIVE; do sleep 0.05; done; rdma link show rxe0/1";
+
 /// What hosts are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostOptions {
@@ -343,6 +348,14 @@ impl Host {
             LabError::Remote { .. } => error,
             unanswered => unanswered.trouble(),
         })
+    }
+
+    /// Gives the host an RDMA device: soft RoCE on its replication network. Once for each time that it was started; does nothing the second time.
+    ///
+    /// # Errors
+    /// Its kernel has none.
+    pub fn soft_roce(&self) -> Result<(), LabError> {
+        self.must(SOFT_ROCE).map(drop)
     }
 
     /// Starts `command` (a line for the shell) in the background, with its output in `log` (a path in the host); its process number there.

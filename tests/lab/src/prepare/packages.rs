@@ -25,12 +25,24 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("/sbin/ip", "iproute2"),
 ];
 
-/// Installs what is missing.
+/// What verbs are tried with in hosts that have soft RoCE.
+pub const VERBS: &[(&str, &str)] =
+    &[("/usr/bin/ibv_rc_pingpong", "ibverbs-utils"), ("/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so", "ibverbs-providers")];
+
+/// Installs what every lab needs and is missing.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_missing(tell: &dyn Fn(&str)) -> Result<(), LabError> {
+    install(PROGRAMS, tell)
+}
+
+/// Installs those of `programs` (a file, and the package that has it) that are missing.
 ///
 /// # Errors
 /// Not root, no apt, or a package cannot be installed.
-pub fn install_missing(tell: &dyn Fn(&str)) -> Result<(), LabError> {
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| !Path::new(program).exists()).map(|(_, package)| *package).collect();
+pub fn install(programs: &[(&str, &str)], tell: &dyn Fn(&str)) -> Result<(), LabError> {
+    let missing: Vec<&str> = programs.iter().filter(|(program, _)| !Path::new(program).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
