@@ -86,7 +86,6 @@ pub fn sixteen(stage: &Stage<'_>, turns: &mut Turns, row: &mut Row) -> Result<()
         let guest = GuestSpec { cpus: 16, model: Some("x86-64-v2"), ..GuestSpec::stock() };
         let pair = Pair::begin(lab(stage, &[HostOptions::default(); 2])?, guest, usual, stage.name)?;
         pair.play(stage, |pair| {
-            pair.until_up()?;
             for _ in 0..2 {
                 let said = pair.guest("cat /sys/devices/system/cpu/online; sed -n 's/^apicid[^:]*: *//p' /proc/cpuinfo | tr '\\n' ,; grep -c sse4_2 /proc/cpuinfo")?;
                 expect(said == "0-15\n0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16\n", || format!("processors, ids, those with SSE 4.2: {said}"))?;
