@@ -46,6 +46,9 @@ pub struct Course {
     pauses: Vec<u32>,
     commits: Vec<u32>,
     compared: u64,
+    stood_still: bool,
+    /// A fault makes nodes stand still: that they did says nothing about the machine.
+    made_stand_still: bool,
     steps: Steps,
     clocks: Clocks,
 }
@@ -76,6 +79,8 @@ impl Course {
             pauses,
             commits,
             compared: 0,
+            stood_still: false,
+            made_stand_still: false,
             steps,
             clocks: Clocks::default(),
         })
@@ -204,8 +209,19 @@ impl Course {
         Ok(generation)
     }
 
+    /// From now on nodes are made to stand still on purpose.
+    pub fn will_stand_still(&mut self) {
+        self.made_stand_still = true;
+    }
+
+    /// Whether a host stood still that nobody had made to: then what did not come about in time, or came about unasked, says nothing about what was tested.
+    pub fn hosts_stood_still(&mut self) -> bool {
+        !self.made_stand_still && (self.stood_still || self.primary.stood_still() || self.standby.stood_still())
+    }
+
     /// Takes what the primary has measured so far; called once for each node that was primary.
     fn gather(&mut self) {
+        self.stood_still |= self.primary.stood_still();
         let (pauses, commits) = self.primary.samples();
         self.pauses.extend(pauses);
         self.commits.extend(commits);

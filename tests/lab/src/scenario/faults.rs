@@ -26,6 +26,7 @@ pub fn hang(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(
     course.random_while();
     course.settle(load, row)?;
     let since = course.fault(faults);
+    course.will_stand_still();
     course.primary_host()?.hang()?;
     course.taken_over(since, load, row)?;
     course.standby_host()?.wake()?;
@@ -130,7 +131,8 @@ pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>) -> Resu
     course.primary_host()?.set_plugged(Net::Clients, true)?;
     load.until_so_many_more(ENOUGH, SERVED_BOUND)?;
     if course.primary.until_protected()? != generation || course.standby.activation().is_some() {
-        return Err(LabError::Found("protection was lost although only the client network was cut".into()));
+        let found = LabError::Found("protection was lost although only the client network was cut".into());
+        return Err(if course.hosts_stood_still() { found.trouble() } else { found });
     }
     Ok(())
 }

@@ -251,6 +251,12 @@ impl Node {
         self.events().iter().rev().find_map(|e| if let NodeEventKind::Samples { committed, .. } = e.what { Some(committed) } else { None })
     }
 
+    /// Whether it has noticed that it, or its host, did not run for a while: by its own word when it held its guest's output for that.
+    pub fn stood_still(&mut self) -> bool {
+        let held = |event: &NodeEvent| matches!(&event.what, NodeEventKind::State { reason, .. } if reason.contains("did not run for"));
+        self.events().iter().any(held)
+    }
+
     /// Pages of guest memory that it has compared with its primary's and found equal.
     pub fn memory_compared(&mut self) -> u64 {
         let pages = |event: &NodeEvent| if let NodeEventKind::MemoryVerified { pages, .. } = event.what { Some(pages) } else { None };

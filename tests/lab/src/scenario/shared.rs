@@ -49,6 +49,7 @@ fn is_asleep(host: &Host, node: &Node) -> Result<bool, LabError> {
 /// # Errors
 /// What does not come about.
 pub fn wake(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
+    course.will_stand_still();
     let deadline = Instant::now() + NODE_BOUND;
     loop {
         let host = course.primary.host();
