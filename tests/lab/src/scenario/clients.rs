@@ -27,6 +27,8 @@ const SOME: u64 = 4;
 /// Longest wait for all that is in the ledger: some ten thousand entries and an integrity check, under emulation.
 const DUMP_BOUND: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(5);
+/// From the word that a fault happens to its having happened: a wire is pulled by a question to QEMU, and answers may come through it until then.
+const TAKES_EFFECT_NS: u64 = 300_000_000;
 /// Between two attempts to connect. Every attempt costs an emulated guest milliseconds, while it is still starting what is waited for.
 const CONNECT_TICK: Duration = Duration::from_millis(200);
 const ASK_BOUND: Duration = Duration::from_secs(10);
@@ -292,8 +294,8 @@ fn times(times: &[(u64, Option<u64>)], faults_ns: &[u64], row: &mut Row, served:
     let waits = times.iter().filter_map(|(sent, answered)| Some(((*answered)? - sent) as f64 / 1e6));
     served.longest_answer_ms = waits.fold(served.longest_answer_ms, f64::max);
     for (index, fault) in faults_ns.iter().enumerate() {
-        let gap =
-            history::longest_gap_between_ns(times.iter().filter_map(|(_, answered)| *answered), *fault, *fault).unwrap_or(0) as f64 / 1e6;
+        let answers = times.iter().filter_map(|(_, answered)| *answered);
+        let gap = history::longest_gap_between_ns(answers, *fault, *fault + TAKES_EFFECT_NS).unwrap_or(0) as f64 / 1e6;
         match row.blackouts_ms.get_mut(index) {
             Some(longest) => *longest = longest.max(gap),
             None => row.blackouts_ms.push(gap),
