@@ -186,6 +186,19 @@ fn life(seed: u64) {
     }
 }
 
+/// A device whose writes hang while the switch is on.
+fn hanging(tuning: Tuning) -> (Arc<AtomicBool>, Tuning) {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let on = Arc::clone(&hangs);
+    let faults = move |asked| {
+        while matches!(asked, Asked::Write(..)) && on.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        Strike::Pass
+    };
+    (hangs, Tuning { faults: Some(Arc::new(faults)), ..tuning })
+}
+
 #[test]
 fn reads_takeovers_and_the_device_after_a_flush_have_what_the_guest_wrote() {
     for seed in 0..8 {
@@ -398,15 +411,8 @@ fn a_disk_that_has_lost_a_write_takes_none_for_a_standby_and_brings_none_in() {
 #[test]
 fn a_guest_that_ended_has_its_writes_on_the_device_when_its_disk_says_so() {
     let directory = tempfile::tempdir().unwrap();
-    let hangs = Arc::new(AtomicBool::new(false));
-    let on = Arc::clone(&hangs);
-    let faults = move |asked| {
-        while matches!(asked, Asked::Write(..)) && on.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        Strike::Pass
-    };
-    let (primary, _standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
+    let (hangs, tuning) = hanging(tuning());
+    let (primary, _standby) = pair(directory.path(), tuning);
     primary.write(0, 5, 512);
     assert!(matches!(primary.disk.finish(BOUND), Err(DiskError::Phase { .. })), "a standby may hold this guest");
     hangs.store(true, Ordering::SeqCst);
@@ -489,15 +495,8 @@ fn a_device_that_fails_a_lone_guests_answered_write_gives_errors_from_then_on() 
 #[test]
 fn a_device_that_hangs_under_a_protected_primary_has_it_give_up_its_role() {
     let directory = tempfile::tempdir().unwrap();
-    let hangs = Arc::new(AtomicBool::new(false));
-    let on = Arc::clone(&hangs);
-    let faults = move |asked| {
-        while matches!(asked, Asked::Write(..)) && on.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        Strike::Pass
-    };
-    let (primary, standby) = pair(directory.path(), Tuning { hang: Duration::from_millis(50), faults: Some(Arc::new(faults)), ..tuning() });
+    let (hangs, tuning) = hanging(Tuning { hang: Duration::from_millis(50), ..tuning() });
+    let (primary, standby) = pair(directory.path(), tuning);
     primary.write(0, 5, 512);
     hangs.store(true, Ordering::SeqCst);
 
