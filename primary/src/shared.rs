@@ -143,17 +143,15 @@ impl Shared {
 
     /// Gives the pipeline an event and carries out what it decides. The epoch thread uses [`Shared::decide`] instead.
     pub(crate) fn raise(&self, event: Event) {
-        let wakes = match event {
-            Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_) => true,
-            // Once for each epoch: where nothing waits for it, the epoch thread sleeps on.
-            Event::Sent { .. } => self.pipeline().output_pends(),
-            _ => false,
-        };
+        let sent = matches!(event, Event::Sent { .. });
+        let mut wakes = matches!(event, Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
         let mut ordered = false;
         self.decide(event, |order| {
             ordered = true;
             self.order(order);
         });
+        // Once for each epoch: where nothing waits for it, the epoch thread sleeps on. Asked afterwards: output that came just before found a queue, and the epoch thread went to sleep over it.
+        wakes |= sent && !ordered && self.pipeline().output_pends();
         if wakes && !ordered {
             self.order(Order::Look);
         }
