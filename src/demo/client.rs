@@ -16,7 +16,7 @@ use crate::host::monotonic_ns;
 
 /// The port of the guest's server.
 pub const SERVER_PORT: u16 = 6379;
-/// Silence after which a client holds its connection to be broken. Well above any blackout that should be possible.
+/// Silence after which a client holds its connection to be broken, unless its [`Server`] is given more. Well above any blackout that should be possible.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,23 @@ const KEYS: u64 = 2048;
 const MOST_REQUESTS: usize = 4_000_000;
 /// Requests sent at once when the end is read back.
 const READ_BACK_BATCH: usize = 64;
+
+/// A guest's server, as its clients know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// How long a client waits for an answer before it holds its connection to be broken. A request that a failover swallowed is sent again by the client's TCP,
+    /// which doubles its pauses (RFC 6298, 5.5): the wait may be twice the blackout and an answer's usual time.
+    pub patience: Duration,
+}
+
+impl From<SocketAddr> for Server {
+    /// With the patience of [`ANSWER_TIMEOUT`].
+    fn from(address: SocketAddr) -> Server {
+        Server { address, patience: ANSWER_TIMEOUT }
+    }
+}
 
 /// A connection to the guest's server, which speaks RESP (Redis' protocol).
 #[derive(Debug)]
@@ -65,6 +82,11 @@ impl Connection {
     /// The socket refuses the option.
     pub fn set_answer_timeout(&mut self, timeout: Duration) -> io::Result<()> {
         self.input.get_ref().set_read_timeout(Some(timeout))
+    }
+
+    fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.input.get_ref().set_read_timeout(Some(patience))?;
+        self.input.get_ref().set_write_timeout(Some(patience))
     }
 
     fn push(&mut self, arguments: &[&[u8]]) -> io::Result<()> {
@@ -164,7 +186,7 @@ pub struct Outcome {
 /// One client's names and numbers.
 struct Client<'a> {
     names: Names,
-    server: SocketAddr,
+    server: Server,
     shared: &'a Shared,
     history: Vec<Request>,
     broken: u64,
@@ -173,7 +195,8 @@ struct Client<'a> {
 
 /// Runs client `number` until `shared.stop`, then reads everything back over the same connection. Must run in the client network.
 #[must_use]
-pub fn run(number: usize, seed: u64, server: SocketAddr, shared: &Shared) -> Outcome {
+pub fn run(number: usize, seed: u64, server: impl Into<Server>, shared: &Shared) -> Outcome {
+    let server = server.into();
     let mut client = Client { names: Names { number, seed }, server, shared, history: Vec::new(), broken: 0, first_break: None };
     let mut connection = client.converse();
     let end = client.read_back(&mut connection);
@@ -214,8 +237,10 @@ impl Client<'_> {
     }
 
     fn connect(&self) -> Option<Connection> {
-        let opened = Connection::open(self.server)
-            .and_then(|open| Ok(self.shared.register(self.names.number, open.input.get_ref())?.then_some(open)));
+        let opened = Connection::open(self.server.address).and_then(|open| {
+            open.set_patience(self.server.patience)?;
+            Ok(self.shared.register(self.names.number, open.input.get_ref())?.then_some(open))
+        });
         match opened {
             Ok(open) => open,
             Err(error) => {

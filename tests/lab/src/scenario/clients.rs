@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use lockstep::demo::client::{self, Connection, SERVER_PORT, Shared};
+use lockstep::demo::client::{self, Connection, SERVER_PORT, Server, Shared};
 use lockstep::demo::history::{self, Answer, Findings};
 use lockstep::demo::resp::Reply;
 use lockstep::demo::world::GUEST_ADDRESS;
@@ -32,6 +32,9 @@ const TAKES_EFFECT_NS: u64 = 300_000_000;
 /// Between two attempts to connect. Every attempt costs an emulated guest milliseconds, while it is still starting what is waited for.
 const CONNECT_TICK: Duration = Duration::from_millis(200);
 const ASK_BOUND: Duration = Duration::from_secs(10);
+/// How long a client waits for one answer before its connection counts as broken. Of databases' clients, requests take a tenth of a second and more under emulation, so
+/// that TCP sends again after half a second, then one, two, four, eight: on a machine where the guest is away for five, an answer may take ten. What it took is in the report.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What clients can ask a guest for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +213,7 @@ fn work(network: &Network, services: &[Service], seed: u64, shared: &[Shared], c
             working.extend((0..CLIENTS).map(|number| match service {
                 Service::KeyValue => Working::KeyValue(scope.spawn(move || {
                     network.clients.enter()?;
-                    Ok(client::run(number, seed, address, shared))
+                    Ok(client::run(number, seed, Server { address, patience: PATIENCE }, shared))
                 })),
                 Service::Ledger(journal) => Working::Ledger(scope.spawn(move || {
                     network.clients.enter()?;

@@ -20,8 +20,8 @@ use crate::host::{Host, READY_BOUND};
 use crate::lab::Lab;
 use crate::net::Network;
 
-/// How long the clients may take for some more writes after a fault. A single answer that takes 10 s is a broken connection to them.
-pub const SERVED_BOUND: Duration = Duration::from_secs(30);
+/// How long the clients may take for some more writes after a fault: longer than they bear to wait for one answer ([`super::clients::PATIENCE`]).
+pub const SERVED_BOUND: Duration = Duration::from_secs(45);
 
 /// A random wait below this lets a fault hit any phase of epochs, transactions and flushes with the same probability: several of the longest of these.
 const ANY_PHASE_US: u64 = 300_000;
@@ -49,6 +49,8 @@ pub struct Course {
     stood_still: bool,
     /// A fault makes nodes stand still: that they did says nothing about the machine.
     made_stand_still: bool,
+    /// The standby has taken over, and its place is held by the former primary, whose own takeover, if it was a standby once, is counted.
+    vacant: bool,
     steps: Steps,
     clocks: Clocks,
 }
@@ -81,6 +83,7 @@ impl Course {
             compared: 0,
             stood_still: false,
             made_stand_still: false,
+            vacant: false,
             steps,
             clocks: Clocks::default(),
         })
@@ -112,6 +115,13 @@ impl Course {
     /// Notes in the course's log that `what` has come about.
     pub fn step(&mut self, what: &str) {
         self.steps.done(what);
+    }
+
+    /// What it did last and when, and the ends of the nodes' logs: for whoever sees a failure without the logs that are kept.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        let (primary, standby) = (self.primary.log_tail(), self.standby.log_tail());
+        format!("the course's last steps:\n{}{}:\n{primary}\n{}:\n{standby}", self.steps.last(), self.primary.name, self.standby.name)
     }
 
     /// The networks, for those who must not hold on to the course.
@@ -204,6 +214,7 @@ impl Course {
         self.gather();
         self.compared += self.standby.memory_compared();
         std::mem::swap(&mut self.primary, &mut self.standby);
+        self.vacant = true;
         load.until_more(SERVED_BOUND)?;
         self.step("the guest serves");
         Ok(generation)
@@ -235,6 +246,7 @@ impl Course {
         self.turn += 1;
         let (host, peer) = (self.standby.host(), self.primary.host());
         self.standby = Node::start(self.lab.host(host)?, peer, Part::Standby { first: false }, self.turn, &self.guest, &self.shared)?;
+        self.vacant = false;
         self.standby.until_ready()?;
         self.step("a standby is ready");
         // A standby that takes over as soon as it can is found by the next fault's `settle`.
@@ -337,8 +349,9 @@ impl Course {
     /// What the watch and the nodes have to say in the end, into `row`.
     pub fn conclude(&mut self, row: &mut Row) {
         // On a machine too busy for heartbeats a standby may have taken over that nobody had asked: in order, as long as only one spoke.
-        if self.standby.activation().is_some() {
+        if !self.vacant && self.standby.activation().is_some() {
             row.failovers += 1;
+            row.unasked_failovers += 1;
             let since = self.reigns.last().map_or(0, |(since, _)| *since);
             self.reigns.push((since, self.standby.host()));
         }

@@ -157,6 +157,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario { guest: redis, host_mib: 1024, by_name: true, ..scenario("redis-host-death", faults::death, DEBIAN) },
     Scenario { guest: databases_on_two, host_mib: 1024, by_name: true, ..scenario("debian-2cpu-host-death", faults::death, DEBIAN) },
+    shared("shared-1cpu-host-death", shared::databases_on_one, faults::death, DEBIAN),
     Scenario { play: Play::Own(arbiter_lock::prove), by_name: true, ..scenario("arbiter-lock", faults::death, Rounds::exactly(1, 5, 20)) },
     Scenario { play: Play::Own(soft_roce::prove), by_name: true, ..scenario("soft-roce", faults::death, Rounds::exactly(1, 3, 30)) },
     Scenario {
@@ -225,6 +226,9 @@ pub fn play(scenario: &Scenario, stage: &Stage<'_>, turns: &mut Turns, row: &mut
         true => Err(LabError::Found("no page of memory was compared, though that was asked for".into())),
         false => Ok(()),
     });
+    if came.is_err() {
+        row.last_words = Some(course.last_words());
+    }
     if came.is_err() || stage.keep_logs {
         // Logs that cannot be kept make no scenario fail.
         drop(course.lab.keep_logs(scenario.name));

@@ -63,6 +63,9 @@ pub struct Row {
     pub skipped: Option<String>,
     /// Why it failed; none: it passed.
     pub failed: Option<String>,
+    /// What came before a failure: the course's last steps, and the ends of the nodes' logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_words: Option<String>,
     /// Each fault's longest time without an answer.
     pub blackouts_ms: Vec<f64>,
     /// 99th percentile of the pauses.
@@ -135,6 +138,9 @@ impl Row {
         }
         if let Some(why) = &self.failed {
             line.push_str(&format!("\n  {}", why.replace('\n', "\n  ")));
+        }
+        if let Some(words) = &self.last_words {
+            line.push_str(&format!("\n  {}", words.replace('\n', "\n  ")));
         }
         line
     }

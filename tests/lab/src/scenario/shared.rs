@@ -33,7 +33,13 @@ pub fn databases() -> GuestSpec {
     GuestSpec { cpus: 2, disks: vec![Disk::shared(LUN)], parameters, ..debian }
 }
 
-/// The same, with primaries that go to sleep between a commit and its writes to the disk.
+/// The same on one processor.
+#[must_use]
+pub fn databases_on_one() -> GuestSpec {
+    GuestSpec { name: "debian-6.12-redis-sqlite-shared", cpus: 1, ..databases() }
+}
+
+/// The same as [`databases`], with primaries that go to sleep between a commit and its writes to the disk.
 #[must_use]
 pub fn sleeper() -> GuestSpec {
     GuestSpec { environment: vec![("LOCKSTEP_FAULT", ASLEEP)], ..databases() }

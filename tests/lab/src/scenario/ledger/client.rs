@@ -14,9 +14,9 @@ use super::{DUMP, Dump, Journal, Transfer, look};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silence after which a client holds its connection to be broken. A transaction is five flushes, of which each may wait for Redis', and it may
-/// have to wait for another's; under emulation on a busy machine that alone can take seconds.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Silence after which a client holds its connection to be broken: as for the others. A transaction is five flushes beside that, of which each may wait for
+/// Redis', and it may have to wait for another's; under emulation on a busy machine that alone can take seconds.
+pub(super) const ANSWER_TIMEOUT: Duration = super::super::clients::PATIENCE;
 /// Between two attempts to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest line that is taken: an entry with its note is below 1 KiB, findings of the integrity check are sentences.
