@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::sys::MOST_CPUS;
 
-/// Between two readings.
+/// Between two readings, times the pace.
 const PAUSE: Duration = Duration::from_millis(2);
 
 static BASE: OnceLock<Instant> = OnceLock::new();
@@ -17,18 +17,18 @@ static NEWEST: AtomicU64 = AtomicU64::new(0);
 static READINGS: [AtomicU64; MOST_CPUS] = [const { AtomicU64::new(0) }; MOST_CPUS];
 static STEPS_BACK: AtomicU64 = AtomicU64::new(0);
 static LARGEST_STEP_BACK_NS: AtomicU64 = AtomicU64::new(0);
-/// The longest that a sleep of [`PAUSE`] took.
+/// The longest that a sleep between two readings took.
 static LONGEST_SLEEP_US: AtomicU64 = AtomicU64::new(0);
 
-/// Watches the clock on processor `cpu` for ever.
-pub fn run(cpu: usize) {
+/// Watches the clock on processor `cpu` for ever, sleeping `pace` times the usual between readings.
+pub fn run(cpu: usize, pace: u32) {
     if let Err(error) = crate::sys::pin(cpu) {
         return println!("agent: cannot read the clock on processor {cpu}: {error}");
     }
     let base = *BASE.get_or_init(Instant::now);
     let mut before = raw_ns(base);
     loop {
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(PAUSE * pace);
         // Read before the clock: a clock that is ahead of nothing older is never behind it.
         let newest = NEWEST.load(Ordering::SeqCst);
         let now = raw_ns(base);

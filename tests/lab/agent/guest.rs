@@ -1,6 +1,7 @@
 //! What runs in the stock guest beside the agent's server: the probes, and the servers under load that the kernel's command line names.
 //!
-//! `lab.services=redis,sqlite` names the servers; `lab.stamp=MIB` the stamped memory (0: none); `lab.blocks=DEVICE,...`
+//! `lab.services=redis,sqlite` names the servers; `lab.stamp=MIB` the stamped memory (0: none); `lab.pace=N` makes the probes of each processor sleep N times
+//! as long, for machines of many; `lab.blocks=DEVICE,...`
 //! disks that are written and read at random ([`blocks`]). Ends in good order on `power-off`.
 
 use std::process::{Command, Stdio};
@@ -17,11 +18,12 @@ const GRACE: Duration = Duration::from_millis(1500);
 pub fn start_services() {
     button::listen();
     let stamped = boot_option("lab.stamp").and_then(|text| text.parse().ok()).unwrap_or(STAMPED_MIB);
+    let pace = boot_option("lab.pace").and_then(|text| text.parse().ok()).unwrap_or(1);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).min(sys::MOST_CPUS);
     for cpu in 0..cpus {
-        std::thread::spawn(move || clock::run(cpu));
+        std::thread::spawn(move || clock::run(cpu, pace));
         if stamped > 0 {
-            std::thread::spawn(move || stamp::run(cpu, cpus, (stamped / cpus).max(1)));
+            std::thread::spawn(move || stamp::run(cpu, cpus as u32 * pace, (stamped / cpus).max(1)));
         }
     }
     for device in boot_option("lab.blocks").unwrap_or_default().split(',').filter(|d| !d.is_empty()) {

@@ -10,7 +10,7 @@ use crate::sys::{self, MOST_CPUS};
 const WORDS: usize = 4096 / 8;
 /// Pages written between two sleeps.
 const BATCH: u64 = 32;
-/// Sleep between two batches, times the number of processors: at most a thousand pages a second from all. A lab host encodes and sends five thousand; each
+/// Sleep between two batches, times the number of processors and the pace: at most a thousand pages a second from all. A lab host encodes and sends five thousand; each
 /// epoch has some of them, and they do not set the time that a database's flushes take.
 const PAUSE: Duration = Duration::from_millis(30);
 
@@ -31,8 +31,8 @@ fn word(page: u64, version: u64, index: usize) -> u64 {
     (page ^ (version << 24)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index as u64
 }
 
-/// Stamps `mib` MiB from processor `cpu` of `cpus` for ever.
-pub fn run(cpu: usize, cpus: usize, mib: usize) {
+/// Stamps `mib` MiB from processor `cpu` for ever, sleeping `pauses` times the usual between batches.
+pub fn run(cpu: usize, pauses: u32, mib: usize) {
     if let Err(error) = sys::pin(cpu) {
         return println!("agent: cannot stamp from processor {cpu}: {error}");
     }
@@ -55,7 +55,7 @@ pub fn run(cpu: usize, cpus: usize, mib: usize) {
             versions[number] += 1;
             write(&mut memory[number], name(cpu, number), versions[number]);
         }
-        std::thread::sleep(PAUSE * cpus as u32);
+        std::thread::sleep(PAUSE * pauses);
     }
 }
 
