@@ -189,6 +189,16 @@ pub enum Action {
     DropLink(LinkFault),
 }
 
+/// What an event did to [`Pipeline::deadline_ns`], for a thread that sleeps until then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Deadline {
+    /// It is where it was, or later, or there is none any more: who sleeps until then may sleep on.
+    Stands,
+    /// It is earlier than it was, or there was none: who sleeps must look at it again.
+    Earlier,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct InFlight {
     epoch: Epoch,
@@ -260,12 +270,6 @@ impl Pipeline {
         self.guest_held
     }
 
-    /// Whether output waits for the end of the open epoch. [`Event::Sent`] brings its [`Pipeline::deadline_ns`] forward then, and only then.
-    #[must_use]
-    pub fn output_pends(&self) -> bool {
-        self.timing.output_pends()
-    }
-
     /// When [`Event::Tick`] is wanted next, if at all.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
@@ -273,7 +277,18 @@ impl Pipeline {
     }
 
     /// Takes one event at `now_ns` (monotonic) and appends what must be done to `actions`. Never panics.
-    pub fn handle(&mut self, event: Event, now_ns: u64, actions: &mut Vec<Action>) {
+    ///
+    /// The answer compares the deadline before the event with the one after it, so whoever raises it under the lock that guards the pipeline cannot
+    /// miss another event in between. Threads that are given one of `actions` look at the deadline after that in any case.
+    pub fn handle(&mut self, event: Event, now_ns: u64, actions: &mut Vec<Action>) -> Deadline {
+        let before = self.deadline_ns();
+        self.take(event, now_ns, actions);
+        self.decide(now_ns, actions);
+        let after = self.deadline_ns().unwrap_or(u64::MAX);
+        if after < before.unwrap_or(u64::MAX) { Deadline::Earlier } else { Deadline::Stands }
+    }
+
+    fn take(&mut self, event: Event, now_ns: u64, actions: &mut Vec<Action>) {
         match event {
             Event::Mode { mode, generation } => self.change_mode(mode, generation, now_ns, actions),
             Event::HoldRelease(hold) => self.change_hold(hold, actions),
@@ -310,7 +325,6 @@ impl Pipeline {
             Event::VerifyMismatch { .. } => {}
             Event::LinkLost => self.lose_link(actions),
         }
-        self.decide(now_ns, actions);
     }
 
     fn change_mode(&mut self, mode: Mode, generation: Generation, now_ns: u64, actions: &mut Vec<Action>) {

@@ -79,7 +79,8 @@ struct Loop<'m> {
 impl<'m> Loop<'m> {
     fn raise(&mut self, event: Event) {
         let todo = &mut self.todo;
-        self.thread.shared.decide(event, |order| todo.push_back(order));
+        // The deadline is read anew before this thread sleeps.
+        let _ = self.thread.shared.decide(event, |order| todo.push_back(order));
     }
 
     fn act(&mut self, shared: &'m Shared, order: Order) {

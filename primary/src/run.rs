@@ -139,7 +139,8 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
     let (give, free) = bounded(buffers(setup.config.policy.max_in_flight));
     let mut pipeline = Pipeline::new(setup.config.policy.clone());
     let generation = setup.node.generation();
-    pipeline.handle(Event::Mode { mode: Mode::Unprotected, generation }, monotonic_ns(), &mut Vec::new());
+    // Nobody sleeps yet.
+    let _ = pipeline.handle(Event::Mode { mode: Mode::Unprotected, generation }, monotonic_ns(), &mut Vec::new());
     let shared = Shared::new(Made {
         machine: Arc::clone(&setup.machine),
         output: Arc::clone(&setup.output),

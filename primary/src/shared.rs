@@ -16,7 +16,7 @@ use types::event::Report;
 use types::{Commit, Epoch, Generation};
 use vmm::Machine;
 
-use crate::core::{Action, EndReason, Event, HoldReason, Pipeline};
+use crate::core::{Action, Deadline, EndReason, Event, HoldReason, Pipeline};
 use crate::flights::Flights;
 use crate::output::OutputPath;
 use crate::stats::Stats;
@@ -33,7 +33,7 @@ pub(crate) const NEWS: usize = 256;
 
 /// Orders for the epoch thread.
 pub(crate) enum Order {
-    /// The next deadline may have changed.
+    /// The next deadline is earlier than it was ([`Deadline::Earlier`]).
     Look,
     /// Capture the end of this epoch.
     End { generation: Generation, epoch: Epoch, reason: EndReason },
@@ -143,24 +143,20 @@ impl Shared {
 
     /// Gives the pipeline an event and carries out what it decides. The epoch thread uses [`Shared::decide`] instead.
     pub(crate) fn raise(&self, event: Event) {
-        let sent = matches!(event, Event::Sent { .. });
-        let mut wakes = matches!(event, Event::Output { .. } | Event::Mode { .. } | Event::Committed { .. } | Event::HoldRelease(_));
         let mut ordered = false;
-        self.decide(event, |order| {
+        let deadline = self.decide(event, |order| {
             ordered = true;
             self.order(order);
         });
-        // Once for each epoch: where nothing waits for it, the epoch thread sleeps on. Asked afterwards: output that came just before found a queue, and the epoch thread went to sleep over it.
-        wakes |= sent && !ordered && self.pipeline().output_pends();
-        if wakes && !ordered {
+        if deadline == Deadline::Earlier && !ordered {
             self.order(Order::Look);
         }
     }
 
     /// Gives the pipeline an event; what is the epoch thread's goes to `mine`, the rest is carried out here.
-    pub(crate) fn decide(&self, event: Event, mut mine: impl FnMut(Order)) {
+    pub(crate) fn decide(&self, event: Event, mut mine: impl FnMut(Order)) -> Deadline {
         let mut actions = ACTIONS.take();
-        self.pipeline().handle(event, monotonic_ns(), &mut actions);
+        let deadline = self.pipeline().handle(event, monotonic_ns(), &mut actions);
         for action in actions.drain(..) {
             match action {
                 Action::EndEpoch { generation, epoch, reason } => mine(Order::End { generation, epoch, reason }),
@@ -173,6 +169,7 @@ impl Shared {
             }
         }
         ACTIONS.set(actions);
+        deadline
     }
 
     /// When the pipeline wants to be asked again.

@@ -8,6 +8,8 @@ const MS: u64 = 1_000_000;
 const WAIT: u64 = 200 * US;
 const GATHER: u64 = 15 * US;
 const G: Generation = Generation(3);
+/// The first output of an epoch.
+const OUTPUT: Event = Event::Output { first: true, pressure: false };
 
 struct Bench {
     pipeline: Pipeline,
@@ -20,9 +22,14 @@ impl Bench {
     }
 
     fn put(&mut self, event: Event) -> Vec<Action> {
+        self.put_beside_a_sleeper(event).0
+    }
+
+    /// Also what a thread that sleeps until the deadline must know.
+    fn put_beside_a_sleeper(&mut self, event: Event) -> (Vec<Action>, Deadline) {
         let mut actions = Vec::new();
-        self.pipeline.handle(event, self.now, &mut actions);
-        actions
+        let deadline = self.pipeline.handle(event, self.now, &mut actions);
+        (actions, deadline)
     }
 
     fn after(&mut self, ns: u64) -> Vec<Action> {
@@ -59,7 +66,7 @@ impl Bench {
 
     /// Ends the open epoch on output, captures and sends it.
     fn output_epoch(&mut self, epoch: u64) {
-        self.put(Event::Output { first: true, pressure: false });
+        self.put(OUTPUT);
         let ended = self.after(WAIT);
         assert_eq!(ended, [end(epoch, EndReason::Output)]);
         self.captured(epoch);
@@ -97,7 +104,7 @@ fn a_commit_releases_nothing_before_protection_and_everything_so_far_with_it() {
 #[test]
 fn output_ends_its_epoch_after_its_bound_and_not_before() {
     let mut bench = Bench::protected();
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + GATHER));
     assert_eq!(bench.after(GATHER - US), []);
     assert_eq!(bench.after(US), [end(2, EndReason::Output)]);
@@ -107,14 +114,14 @@ fn output_ends_its_epoch_after_its_bound_and_not_before() {
 fn output_waits_longer_while_a_commit_is_outstanding_and_ends_its_epoch_with_that_commit() {
     let mut bench = Bench::protected();
     bench.output_epoch(2);
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + WAIT));
     assert_eq!(bench.after(GATHER), []);
     assert_eq!(bench.committed(2), [release(2), end(3, EndReason::Output)]);
 
     let mut bench = Bench::protected();
     bench.output_epoch(2);
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     assert_eq!(bench.after(WAIT - US), []);
     assert_eq!(bench.after(US), [end(3, EndReason::Output)]);
 }
@@ -122,9 +129,9 @@ fn output_waits_longer_while_a_commit_is_outstanding_and_ends_its_epoch_with_tha
 #[test]
 fn output_reported_while_an_epoch_ends_is_not_forgotten() {
     let mut bench = Bench::protected();
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     bench.after(WAIT);
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     assert_eq!(bench.captured(2), []);
     bench.sent(2);
     assert_eq!(bench.after(WAIT), [end(3, EndReason::Output)]);
@@ -133,23 +140,61 @@ fn output_reported_while_an_epoch_ends_is_not_forgotten() {
 #[test]
 fn no_epoch_ends_for_output_or_age_behind_one_that_still_waits_for_the_sender() {
     let mut bench = Bench::protected();
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     bench.after(WAIT);
     bench.captured(2);
     bench.put(Event::DirtyEstimate { pages: 1 });
-    bench.put(Event::Output { first: true, pressure: false });
+    assert_eq!(bench.put_beside_a_sleeper(OUTPUT), (vec![], Deadline::Stands), "nobody is woken for it");
 
     assert_eq!(bench.after(100 * MS), [Action::SampleDirty]);
-    assert!(bench.pipeline.output_pends() && bench.pipeline.deadline_ns().is_some_and(|at| at > bench.now), "and nobody is woken for it");
+    assert!(bench.pipeline.deadline_ns().is_some_and(|at| at > bench.now));
 
     assert_eq!(bench.put(Event::Sent { generation: G, epoch: Epoch(2) }), [end(3, EndReason::Output)]);
+}
+
+#[test]
+fn output_that_comes_just_before_its_predecessor_is_handed_on_is_not_slept_over() {
+    let mut bench = Bench::protected();
+    bench.put(OUTPUT);
+    bench.after(WAIT);
+    bench.captured(2);
+    bench.put(Event::DirtyEstimate { pages: 0 });
+    let sleeps_until = bench.pipeline.deadline_ns();
+    assert_eq!(bench.put_beside_a_sleeper(OUTPUT), (vec![], Deadline::Stands), "behind epoch 2 it would leave no earlier");
+    assert_eq!(bench.pipeline.deadline_ns(), sleeps_until);
+
+    let woken = bench.put_beside_a_sleeper(Event::Sent { generation: G, epoch: Epoch(2) });
+
+    assert_eq!(woken, (vec![], Deadline::Earlier));
+    assert_eq!(bench.pipeline.deadline_ns(), Some(bench.now + WAIT));
+}
+
+#[test]
+fn a_sleeper_is_woken_once_for_what_brings_the_deadline_forward_and_for_nothing_else() {
+    let mut bench = Bench::protected();
+    assert_eq!(bench.put_beside_a_sleeper(OUTPUT), (vec![], Deadline::Earlier));
+    assert_eq!(bench.put_beside_a_sleeper(OUTPUT), (vec![], Deadline::Stands));
+    bench.after(WAIT);
+    bench.captured(2);
+    assert_eq!(
+        bench.put_beside_a_sleeper(Event::Sent { generation: G, epoch: Epoch(2) }),
+        (vec![], Deadline::Stands),
+        "nothing waits for it"
+    );
+    assert_eq!(bench.put_beside_a_sleeper(Event::Committed { generation: G, epoch: Epoch(2) }), (vec![release(2)], Deadline::Stands));
+
+    for epoch in 3..7 {
+        bench.output_epoch(epoch);
+    }
+    assert_eq!(bench.put_beside_a_sleeper(OUTPUT), (vec![], Deadline::Stands), "no epoch may end");
+    assert_eq!(bench.put_beside_a_sleeper(Event::Committed { generation: G, epoch: Epoch(3) }), (vec![release(3)], Deadline::Earlier));
 }
 
 #[test]
 fn a_dirty_set_over_budget_and_a_full_buffer_do_not_wait_for_the_sender() {
     for event in [Event::DirtyEstimate { pages: 4096 }, Event::Output { first: false, pressure: true }] {
         let mut bench = Bench::protected();
-        bench.put(Event::Output { first: true, pressure: false });
+        bench.put(OUTPUT);
         bench.after(WAIT);
         bench.captured(2);
         assert!(matches!(bench.put(event)[..], [Action::EndEpoch { epoch: Epoch(3), .. }]));
@@ -217,7 +262,7 @@ fn a_commit_that_cannot_be_is_a_fault_and_releases_nothing() {
 #[test]
 fn a_commit_for_an_epoch_that_was_not_sent_is_a_fault() {
     let mut bench = Bench::protected();
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     bench.after(100 * US);
     bench.captured(2);
     let actions = bench.committed(2);
@@ -227,7 +272,7 @@ fn a_commit_for_an_epoch_that_was_not_sent_is_a_fault() {
 #[test]
 fn a_failed_capture_is_tried_again_after_a_pause_under_the_same_number() {
     let mut bench = Bench::protected();
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     bench.after(100 * US);
     assert_eq!(bench.put(Event::CaptureFailed { generation: G, epoch: Epoch(2) }), []);
     assert_eq!(bench.after(499 * US), []);
@@ -238,7 +283,7 @@ fn a_failed_capture_is_tried_again_after_a_pause_under_the_same_number() {
 fn what_was_in_flight_goes_back_when_the_link_is_lost_and_so_does_a_late_capture() {
     let mut bench = Bench::protected();
     bench.output_epoch(2);
-    bench.put(Event::Output { first: true, pressure: false });
+    bench.put(OUTPUT);
     bench.after(100 * US);
     assert_eq!(bench.put(Event::LinkLost), [Action::MergeBack(Epoch(2))]);
     assert_eq!(bench.captured(3), [Action::MergeBack(Epoch(3))]);

@@ -156,11 +156,6 @@ impl Timing {
         self.retry_ns = self.retry_ns.saturating_mul(2).min(self.policy.longest_ns.max(CAPTURE_RETRY_NS));
     }
 
-    /// Whether output of the open epoch is held.
-    pub(super) fn output_pends(&self) -> bool {
-        self.output_since_ns.is_some()
-    }
-
     /// When the output that is pending now has waited long enough.
     fn output_due_ns(&self, flights: Flights) -> Option<u64> {
         let wait = match flights {

@@ -282,7 +282,8 @@ impl World {
 
     pub(super) fn pipeline(&mut self, slot: usize, event: primary::core::Event) {
         let process = &mut self.processes[slot];
-        process.pipeline.handle(event, self.now, &mut self.pipeline_actions);
+        // The next tick is set anew after whatever happens (`schedule_tick`).
+        let _ = process.pipeline.handle(event, self.now, &mut self.pipeline_actions);
         process.todo.extend(self.pipeline_actions.drain(..).map(Todo::Pipeline));
     }
 
