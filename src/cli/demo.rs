@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::{Failure, code, print, start_log};
+use super::{Failure, code, log_filter, print, start_log};
 use crate::config::{ConfigError, resolve};
 use crate::demo::report::Report;
 use crate::demo::{DemoOptions, namespace, scenario};
@@ -77,6 +77,9 @@ pub(super) fn run(options: &DemoOptions) -> Result<u8, Failure> {
     let host_bytes = host::memory_total().map_err(|e| failed(format!("cannot read /proc/meminfo: {e}").into()))?;
     let memory = resolve::memory(options.memory, host_bytes).map_err(usage)?;
     let vcpus = resolve::vcpus(options.vcpus).map_err(usage)?;
+    // What only the nodes use is judged here as well: a wrong command line is no node that fails.
+    resolve::heartbeat(None, options.detection_bound.map(|span| span.0)).map_err(usage)?;
+    log_filter(&options.log)?;
     start_log(Some("warn"))?;
     // Before anything is started: a report that cannot be kept is no reason to have waited for it.
     let report_file = options.report.as_deref().map(ReportFile::open).transpose().map_err(|e| failed(e.into()))?;

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::check::CheckOptions;
 use crate::config::{NodeOptions, Verb, defaults};
@@ -172,13 +173,16 @@ fn print(text: &str) -> Result<(), Failure> {
         .map_err(|e| Failure::new(code::FAILED, format!("cannot write to standard output: {e}; nothing more is lost than this text")))
 }
 
+/// A log filter as it is written after `--log`.
+fn log_filter(filter: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(filter)
+        .map_err(|e| Failure::new(code::USAGE, format!("--log {filter}: {e}; write for example info or primary=debug,info")))
+}
+
 /// Logs to standard error, filtered.
 fn start_log(filter: Option<&str>) -> Result<(), Failure> {
-    let filter = filter.unwrap_or(defaults::LOG);
-    let parsed = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|e| Failure::new(code::USAGE, format!("--log {filter}: {e}; write for example info or primary=debug,info")))?;
     tracing_subscriber::fmt()
-        .with_env_filter(parsed)
+        .with_env_filter(log_filter(filter.unwrap_or(defaults::LOG))?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init()

@@ -357,7 +357,11 @@ fn fence_command(given: String) -> Result<String, ConfigError> {
     Ok(given)
 }
 
-fn heartbeat(interval: Option<Duration>, bound: Option<Duration>) -> Result<HeartbeatConfig, ConfigError> {
+/// Failure detection within its bounds; what is not given is the default.
+///
+/// # Errors
+/// An interval or a bound out of its bounds, or a bound of less than two intervals.
+pub fn heartbeat(interval: Option<Duration>, bound: Option<Duration>) -> Result<HeartbeatConfig, ConfigError> {
     let interval = interval.unwrap_or(defaults::HEARTBEAT_INTERVAL);
     // An interval given alone keeps the default ratio when the default bound would be too short for it.
     let bound = bound.unwrap_or_else(|| defaults::DETECTION_BOUND.max(interval.saturating_mul(10)));

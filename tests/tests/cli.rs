@@ -115,8 +115,23 @@ fn a_standby_without_an_arbiter_is_refused_on_both_sides() {
 }
 
 #[test]
+fn a_detection_bound_that_cannot_be_is_refused() {
+    for verb in ["run", "standby", "demo"] {
+        let mut arguments = vec![verb, "--detection-bound", "1ms"];
+        if verb == "standby" {
+            arguments.extend(["--listen", "127.0.0.1:7300", "--arbiter", "file:/nowhere/record"]);
+        }
+        assert_refused(&lockstep(&arguments), USAGE, &["--detection-bound 1ms", "40ms"]);
+        arguments[2] = "18446744073709551615s";
+        assert_refused(&lockstep(&arguments), USAGE, &["--detection-bound 18446744073709551615s", "at most 600s"]);
+    }
+}
+
+#[test]
 fn a_log_filter_that_is_none_is_refused() {
-    assert_refused(&lockstep(&["run", "--log", "]["]), USAGE, &["--log ][", "info"]);
+    for verb in ["run", "demo"] {
+        assert_refused(&lockstep(&[verb, "--log", "]["]), USAGE, &["--log ][", "info"]);
+    }
 }
 
 #[test]
