@@ -10,7 +10,12 @@ const RECORD: usize = 8192;
 const ERROR: u32 = 3;
 const O_NONBLOCK: i32 = 0o4000;
 
-/// All that the kernel has said of level error and worse, a line each.
+/// Level of a warning: of these only some tell of trouble.
+const WARNING: u32 = 4;
+/// They do: a check in the kernel that failed (`WARN_ON`), and a clock that was found to go wrong (kernel/time/clocksource.c).
+const TROUBLE: [&str; 2] = ["WARNING:", "clocksource:"];
+
+/// All that the kernel has said of level error and worse, and warnings that tell of trouble, a line each.
 ///
 /// # Errors
 /// `/dev/kmsg` cannot be read.
@@ -34,7 +39,8 @@ pub fn errors() -> std::io::Result<String> {
 fn error(record: &str) -> Option<&str> {
     let (head, words) = record.split_once(';')?;
     let level: u32 = head.split(',').next()?.parse().ok()?;
-    (level <= ERROR).then(|| words.lines().next().unwrap_or_default())
+    let words = words.lines().next().unwrap_or_default();
+    (level <= ERROR || (level == WARNING && TROUBLE.iter().any(|trouble| words.starts_with(trouble)))).then_some(words)
 }
 
 #[cfg(test)]
@@ -46,6 +52,11 @@ mod tests {
         assert_eq!(error("3,145,99,-;Buffer I/O error on dev vda\n SUBSYSTEM=block\n"), Some("Buffer I/O error on dev vda"));
         assert_eq!(error("0,1,2,-;Kernel panic"), Some("Kernel panic"));
         assert_eq!(error("4,145,99,-;a warning\n"), None);
+        assert_eq!(
+            error("4,145,99,-;WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2\n"),
+            Some("WARNING: CPU: 0 PID: 1 at kernel/x.c:1 f+0x1/0x2")
+        );
+        assert_eq!(error("6,145,99,-;clocksource: Switched to clocksource kvm-clock\n"), None);
         assert_eq!(error("11,145,99,-;a program's error (facility 1)\n"), None);
         assert_eq!(error("no record"), None);
     }

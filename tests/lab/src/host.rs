@@ -422,7 +422,20 @@ impl Host {
     /// # Errors
     /// QEMU refuses.
     pub fn hang_disk(&self, disk: &str) -> Result<(), LabError> {
-        let arguments = json!({"device": disk, "bps": 1, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
+        self.throttle(disk, 1, 0)
+    }
+
+    /// A disk of the host takes no more than `requests` a second, for as long as this life lasts.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn slow_disk(&self, disk: &str, requests: u32) -> Result<(), LabError> {
+        self.throttle(disk, 0, requests)
+    }
+
+    /// At most so many bytes and requests a second; 0: as many as there are.
+    fn throttle(&self, disk: &str, bytes: u32, requests: u32) -> Result<(), LabError> {
+        let arguments = json!({"device": disk, "bps": bytes, "bps_rd": 0, "bps_wr": 0, "iops": requests, "iops_rd": 0, "iops_wr": 0});
         qmp::command(&self.name, &self.file("qmp"), "block_set_io_throttle", &arguments).map(drop).map_err(LabError::trouble)
     }
 

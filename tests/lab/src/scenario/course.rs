@@ -294,7 +294,10 @@ impl Course {
     }
 
     /// Reads a stock guest's wall clock, shortly before a fault.
-    fn clock_before(&mut self) -> Result<(), LabError> {
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn clock_before(&mut self) -> Result<(), LabError> {
         if self.guest.stock.is_some() {
             self.clocks.before(clock::read(self.lab.network())?);
         }
@@ -302,7 +305,10 @@ impl Course {
     }
 
     /// And shortly after the failover that came of fault number `fault`.
-    fn clock_after(&mut self, fault: usize) -> Result<(), LabError> {
+    ///
+    /// # Errors
+    /// The guest does not answer.
+    pub fn clock_after(&mut self, fault: usize) -> Result<(), LabError> {
         if self.guest.stock.is_some() {
             self.clocks.after(clock::read(self.lab.network())?, fault);
         }

@@ -25,10 +25,12 @@ pub fn death(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<
 pub fn hang(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     course.random_while();
     course.settle(load, row)?;
+    course.clock_before()?;
     let since = course.fault(faults);
     course.will_stand_still();
     course.primary_host()?.hang()?;
     course.taken_over(since, load, row)?;
+    course.clock_after(faults.len().saturating_sub(1))?;
     course.standby_host()?.wake()?;
     // The node of the host that hung, in the standby's place since the roles were exchanged.
     course.standby.until_fenced()?;

@@ -181,6 +181,7 @@ impl Pair {
         row.kills += 1;
         let generation = self.standby.until_activated()?;
         row.failovers += 1;
+        row.disk_requests_at_failovers.extend(self.standby.disk_requests());
         std::mem::swap(&mut self.primary, &mut self.standby);
         let asked = Instant::now();
         self.guest("true")?;

@@ -35,6 +35,10 @@ pub struct Row {
     pub transport: String,
     /// What ran on the nodes.
     pub guest: String,
+    /// Rounds that were done; 0 where a scenario counts none.
+    pub rounds: u32,
+    /// Rounds that are done where there is time.
+    pub rounds_wanted: u32,
     /// Hosts that died.
     pub kills: u32,
     /// Times that a standby took over.
@@ -120,6 +124,12 @@ impl Row {
             "{word}{scenario} ({guest}), {seconds:.0} s: {kills} kills, {failovers} failovers, {writes_acknowledged} writes acknowledged, \
              {writes_lost} lost, {connections_broken} connections broken, {double_releases} double releases{blackout}{pause}{commit}{boot}"
         );
+        if self.failed.is_none() && self.rounds < self.rounds_wanted {
+            line.push_str(&format!(
+                "\n  {} of {} rounds: for more it had no time on this machine (--budget)",
+                self.rounds, self.rounds_wanted
+            ));
+        }
         if self.unasked_failovers > 0 {
             line.push_str(&format!("\n  {} of the failovers unasked: hosts stood still on a busy machine", self.unasked_failovers));
         }
