@@ -26,8 +26,8 @@ use crate::shared::disk::SharedDisk;
 /// A standby makes its copy durable, and a primary clears regions, this often: a second's writes are quickly copied again, and more often would cost flushes for nothing.
 pub const SETTLE_PERIOD: Duration = Duration::from_secs(1);
 
-/// A protected primary whose disk has answered nothing of what the guest asked for so long gives up its role, as for an error: the standby can serve. Linux gives a real disk 30 s for one command
-/// (SD_TIMEOUT) before it begins to recover it, and a guest complains after 120 s (hung_task).
+/// A medium that hangs has failed when it has done so for this long, by a clock that does not count this process's own sleep: a protected primary that got no answer to anything the guest asked for gives up its role, since the standby can
+/// serve; a standby that waited for one request has a copy that failed, also when it is taking over. Linux gives a real disk 30 s for one command (SD_TIMEOUT) before it begins to recover it, and a guest complains after 120 s (hung_task).
 pub const HANG_BOUND: Duration = Duration::from_secs(30);
 
 /// A standby whose medium is full waits so long for space before its copy counts as failed, while its primary lives; a protected primary twice as long, before it gives up its role. Twice: where both media are full,
@@ -351,7 +351,7 @@ impl Disk {
     /// Takes a block of the copy: up to 4096 bytes at `offset`, `None` for zeros. What lies beyond the end of the disk is dropped. Waits for room; an error of the medium is found later.
     ///
     /// # Errors
-    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Failed`].
     pub fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.sync_block(offset, data),
@@ -373,7 +373,7 @@ impl Disk {
     /// Every epoch up to this one is committed. Waits while too much is under way, not for the writes.
     ///
     /// # Errors
-    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Failed`].
     pub fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
         match &self.mode {
             Modal::Mirror(mirror) => mirror.commit(epoch),

@@ -252,13 +252,12 @@ impl Disks {
         self.disks.iter().for_each(|disk| disk.taking_over());
     }
 
-    /// [`Disk::activate`] of each, within the bound together.
+    /// [`Disk::activate`] of each. They work at the same time, so that the wait for one is a wait for all.
     ///
     /// # Errors
     /// As there.
     pub fn activate(&self, bound: Duration) -> Result<(), DiskError> {
-        let until = Instant::now() + bound;
-        self.disks.iter().try_for_each(|disk| disk.activate(until.saturating_duration_since(Instant::now())))
+        self.disks.iter().try_for_each(|disk| disk.activate(bound))
     }
 }
 
@@ -316,7 +315,7 @@ mod tests {
         disks.start_primary().unwrap();
         let before = disks.identities().unwrap();
         // A log that is being written and does not get done.
-        let hanging = inner(&disks.disks[0]).lock_log();
+        let hanging = inner(&disks.disks[0]).log.lock();
 
         let struck = disks.struck_out_within(Duration::from_millis(200));
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use common::*;
 use disk_buffer::disk::Tuning;
-use disk_buffer::engine::faults::{Asked, Faults, Strike};
+use disk_buffer::engine::faults::{Asked, Strike};
 use disk_buffer::record::Limits;
 use disk_buffer::{CopyState, DiskError, DiskEvent, DiskOptions};
 use rand::{Rng, SeedableRng};
@@ -266,48 +266,6 @@ fn the_log_can_be_elsewhere_and_a_foreign_file_in_its_place_is_left_alone() {
     let refused = disk_buffer::Disk::open(types::block::DiskIndex(0), &elsewhere);
     assert!(matches!(refused, Err(DiskError::NotALog(_))));
     assert_eq!(std::fs::read(&log).unwrap(), vec![b'x'; 10_000]);
-}
-
-/// A medium that hangs when it is asked for what `which` names, from the first time after the throw until the gate is dropped.
-fn hanging(switch: &Switch, which: fn(Asked) -> bool) -> (Option<Arc<dyn Faults>>, std::sync::mpsc::Sender<()>) {
-    let (gate, opened) = std::sync::mpsc::channel::<()>();
-    let (on, opened) = (Arc::clone(&switch.0), Mutex::new(opened));
-    let faults = move |asked| {
-        if on.load(Ordering::SeqCst) && which(asked) {
-            // Until the gate is dropped; then it never waits again.
-            let _ = opened.lock().unwrap().recv();
-        }
-        Strike::Pass
-    };
-    (Some(Arc::new(faults)), gate)
-}
-
-#[test]
-fn a_protected_primarys_disk_that_hangs_makes_it_give_up_its_role_and_one_without_a_standby_waits() {
-    let directory = tempfile::tempdir().unwrap();
-    let switch = Switch::default();
-    let (faults, gate) = hanging(&switch, is_write);
-    let hang = std::time::Duration::from_millis(100);
-    let primary = Host::open_with(&options(&image(directory.path(), "one", BYTES)), Tuning { faults, hang, ..tuning() });
-    let standby = host(directory.path(), "two", None);
-    primary.disk.start_primary().unwrap();
-    protect(&primary, &standby);
-    // A disk that is slow and answers is none that hangs.
-    primary.write(0, 1, 4096);
-    std::thread::sleep(hang * 2);
-    primary.write(0, 2, 4096);
-    assert!(primary.events.try_recv().is_err());
-
-    switch.throw();
-    primary.submit(7, write(4096, 9));
-    let event = primary.events.recv_timeout(BOUND).unwrap();
-
-    assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::ETIMEDOUT)), "{event:?}");
-    // Struck out after all: the guest waits, as for any disk.
-    primary.disk.struck_out().unwrap();
-    assert!(primary.events.recv_timeout(hang * 3).is_err());
-    drop(gate);
-    assert_eq!(primary.answers()[0].result, Ok(None));
 }
 
 #[test]

@@ -120,6 +120,10 @@ struct Core {
     /// Jobs that will not be carried out because the change log failed.
     refused: Vec<(Job, i32)>,
     log_failed: Option<i32>,
+    /// An update of the change log is under way.
+    updating: bool,
+    /// Calls for the change log's updates that were answered so far.
+    log_answers: u64,
     /// Since when requests have been held for want of space.
     full_since: Option<Instant>,
     /// Those that are held now are to be answered with their error.
@@ -148,6 +152,15 @@ impl Shared {
             let _ = self.wake.write(1);
         }
     }
+}
+
+/// What an engine waits for: each of the two stays the same exactly while nothing comes back for it. Whether the engine's thread hangs in the system's call or the system does not answer is the same to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The request in flight for longest, with the answers that did not finish it: one that is held for want of space is asked again and again, and answered.
+    pub request: Option<(Id, u32)>,
+    /// The change log's update, by the answers that updates had so far.
+    pub update: Option<u64>,
 }
 
 /// The engine of one image.
@@ -193,6 +206,8 @@ impl Engine {
             marks,
             refused: Vec::new(),
             log_failed: None,
+            updating: false,
+            log_answers: 0,
             full_since: None,
             give_up_full: false,
             awake: true,
@@ -330,6 +345,13 @@ impl Engine {
         let mut core = self.shared.lock();
         core.give_up_full = true;
         self.shared.wake(&mut core);
+    }
+
+    /// What is waited for now.
+    #[must_use]
+    pub fn awaited(&self) -> Awaited {
+        let core = self.shared.lock();
+        Awaited { request: core.queue.oldest(), update: core.updating.then_some(core.log_answers) }
     }
 
     /// Requests in flight.

@@ -32,6 +32,8 @@ struct Entry {
     blockers: u32,
     /// Who waits for it.
     waiters: Vec<Id>,
+    /// Calls of the system that were answered and did not finish it.
+    answers: u32,
 }
 
 /// The requests in flight of one disk.
@@ -73,7 +75,7 @@ impl Queue {
             self.unmarked.entry(update).or_default().push(id);
             blockers += 1;
         }
-        self.entries.insert(id, Entry { span, writes, blockers, waiters: Vec::new() });
+        self.entries.insert(id, Entry { span, writes, blockers, waiters: Vec::new(), answers: 0 });
         if blockers == 0 {
             self.ready.push_back(id);
         }
@@ -98,6 +100,19 @@ impl Queue {
         let ids: Vec<Id> = std::mem::take(&mut self.unmarked).into_values().flatten().collect();
         ids.iter().for_each(|id| self.complete(*id));
         ids
+    }
+
+    /// The system has answered one of the request's calls, and there is more to be done for it.
+    pub fn moved(&mut self, id: Id) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.answers = entry.answers.wrapping_add(1);
+        }
+    }
+
+    /// The request that has been in flight for longest, and how many calls were answered for it: while that stays the same, it waits for the medium (or for the change log's).
+    #[must_use]
+    pub fn oldest(&self) -> Option<(Id, u32)> {
+        self.entries.first_key_value().map(|(id, entry)| (*id, entry.answers))
     }
 
     /// The request has been carried out, or has failed.

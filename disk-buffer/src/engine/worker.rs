@@ -91,6 +91,7 @@ impl Worker {
                 && let Some(sectors) = core.marks.as_mut().and_then(crate::changes::Marks::begin_update)
             {
                 self.update = Some(Update::new(fd, sectors));
+                core.updating = true;
             }
             given_up = if std::mem::take(&mut core.give_up_full) || core.stop { self.full.give_up(core.stop) } else { Vec::new() };
             if core.stop && core.queue.is_empty() && self.update.is_none() && refused.is_empty() {
@@ -216,9 +217,14 @@ impl Worker {
         let Some(step) = self.steps.get_mut(&id) else { return };
         let took = if step.is_nothing() { Took::Done(Ok(None)) } else { step.took(result) };
         match took {
-            Took::More => self.ask(id),
+            Took::More => {
+                self.shared.lock().queue.moved(Id(id));
+                self.ask(id);
+            }
             Took::Done(Err(errno)) if self.full.holds(id, step.asked(), errno) => {
-                self.shared.lock().full_since.get_or_insert_with(Instant::now);
+                let mut core = self.shared.lock();
+                core.queue.moved(Id(id));
+                core.full_since.get_or_insert_with(Instant::now);
             }
             Took::Done(answer) => {
                 // A hole may be the space that others wait for, and what was held and has found its own may not be the only one.
@@ -266,7 +272,13 @@ impl Worker {
 
     fn log_answer(&mut self, result: i32) {
         let Some(update) = self.update.as_mut() else { return };
-        match update.took(result) {
+        let went = update.took(result);
+        {
+            let mut core = self.shared.lock();
+            core.log_answers += 1;
+            core.updating = matches!(went, Went::More);
+        }
+        match went {
             Went::More => self.ask_log(),
             Went::Durable => {
                 self.update = None;

@@ -6,18 +6,14 @@
 use std::io;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use types::Epoch;
 
 use super::{Inner, Phase, State};
-use crate::disk::MEDIUM_BOUND;
+use crate::changes::format::Header;
 use crate::engine::{Op, Way};
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId};
-
-/// How long dropping a disk waits for its keeper.
-pub(crate) const STOP_BOUND: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// With more regions marked than this, recently written ones are cleared too: what a host that returns has to copy stays within a gigabyte and what is not durable.
 const HOT_REGIONS: u32 = 1024;
@@ -31,7 +27,6 @@ enum Task {
 
 pub(crate) fn run(disk: &Arc<Inner>) {
     loop {
-        disk.watch();
         let session;
         let task = {
             let mut state = disk.lock();
@@ -101,37 +96,38 @@ fn wait<'a>(disk: &'a Inner, state: std::sync::MutexGuard<'a, State>) -> std::sy
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-fn flush(disk: &Inner) -> io::Result<()> {
+/// `None`: it is not answered yet, and what it was for is over (`still`). Without a bound of its own: this thread has nothing to do that needs no medium, and whether that hangs is the watch's question.
+fn flush(disk: &Inner, still: impl Fn(&State) -> bool) -> Option<io::Result<()>> {
     let (answer, wait) = sync_channel(1);
     // An engine that has ended gives the reply back: dropped, it hangs up.
     drop(disk.engine.submit(Op::Flush, Way { direct: false, mark: false }, Box::new(move |result| drop(answer.send(result)))));
-    let until = Instant::now() + MEDIUM_BOUND;
     loop {
         match wait.recv_timeout(disk.settle) {
-            Ok(result) => return result.map(drop).map_err(io::Error::from_raw_os_error),
-            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::from_raw_os_error(libc::EIO)),
-            // It may be that the medium hangs or is full, and this thread is the one that looks.
-            Err(RecvTimeoutError::Timeout) => disk.watch(),
-        }
-        if Instant::now() >= until {
-            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            Ok(result) => return Some(result.map(drop).map_err(io::Error::from_raw_os_error)),
+            Err(RecvTimeoutError::Disconnected) => return Some(Err(io::Error::from_raw_os_error(libc::EIO))),
+            Err(RecvTimeoutError::Timeout) if still(&disk.lock()) => {}
+            Err(RecvTimeoutError::Timeout) => return None,
         }
     }
 }
 
 fn settle(disk: &Arc<Inner>, session: u64, applied: Epoch, first: Option<(DataId, DataId)>) -> io::Result<()> {
-    if let Err(error) = flush(disk) {
-        disk.fail(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)), "making it durable");
-        return Err(error);
+    match flush(disk, |state| state.session == session) {
+        None => return Ok(()),
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            disk.fail(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO)), "making it durable");
+            return Err(error);
+        }
     }
     if let Some((id, current)) = first {
         // Under the log's lock, so that an activation cannot come in between: after it this generation is a thing of the past.
-        let mut log = disk.lock_log();
+        let mut log = disk.log.lock();
         if disk.lock().session != session {
             return Ok(());
         }
         if let Some(log) = log.as_mut()
-            && let Err(error) = log.update(|header| {
+            && let Err(error) = disk.log.write(log, |header| {
                 header.id = id;
                 header.current = current;
                 header.base = current;
@@ -167,7 +163,8 @@ fn drop_failed(disk: &Inner, error: &str) {
 fn activated(disk: &Arc<Inner>) -> io::Result<()> {
     // Once: a flush that fails has told the guest, or will.
     disk.lock().unsettled = false;
-    if let Err(error) = flush(disk) {
+    // Whatever becomes of the node's part: it is of every part's interest.
+    if let Some(Err(error)) = flush(disk, |_| true) {
         // Unless it only waits for space.
         disk.lock().unsettled = disk.engine.full_since().is_some();
         return Err(error);
@@ -177,19 +174,22 @@ fn activated(disk: &Arc<Inner>) -> io::Result<()> {
 
 fn clear(disk: &Arc<Inner>, session: u64, epoch: Epoch, first: bool) -> io::Result<()> {
     // What was written for that epoch and is not carried out here, or not durable, must stay marked: a loss of power here would lose what the other host has.
-    flush(disk)?;
+    match flush(disk, |state| state.session == session) {
+        None => return Ok(()),
+        Some(flushed) => flushed?,
+    }
     if first {
-        let mut log = disk.lock_log();
+        let mut log = disk.log.lock();
         if disk.lock().session != session {
             return Ok(());
         }
         if let Some(log) = log.as_mut() {
             // From here on regions are marked with regard to the copy that the standby has now, and to nothing else.
-            log.update(|header| {
+            let counts = |header: &mut Header| {
                 header.base = header.current;
                 header.joining = DataId::NONE;
-            })
-            .map_err(io::Error::other)?;
+            };
+            disk.log.write(log, counts).map_err(io::Error::other)?;
         }
     }
     let mut state = disk.lock();

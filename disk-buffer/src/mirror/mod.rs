@@ -1,19 +1,21 @@
 //! Mirror mode: this host's own copy of a virtual disk, its engine and change log, and the part it plays.
 //!
 //! Lives here: opening it, the guest's requests on their way in and out, and what the parts share. In it: what a primary does besides ([`primary`]), what a standby does ([`standby`]), the work in the background
-//! ([`keeper`]), the copy to a standby ([`copy`]). Not here: what both modes have ([`crate::disk`], [`crate::front`]).
+//! ([`keeper`]), what only time tells ([`watch`]), the change log's header ([`header`]), the copy to a standby ([`copy`]). Not here: what both modes have ([`crate::disk`], [`crate::front`]).
 //!
 //! Locks: `state` before the engine's; `log` alone or before neither. Hooks are called with none held.
 
 pub(crate) mod copy;
+mod header;
 mod keeper;
 mod primary;
 pub mod standby;
+mod watch;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use types::Epoch;
 use types::block::{BlockError, BlockInfo, BlockRequest, DiskIndex, DiskWrite, REQUESTS_MAX};
@@ -25,7 +27,6 @@ use crate::emptiness::Emptiness;
 use crate::engine::{Answer, Engine, Parts, Way};
 use crate::error::{DiskError, Full};
 use crate::front::Front;
-use crate::hang::Patience;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::Image;
@@ -33,7 +34,11 @@ use crate::options::{DiskOptions, Mode};
 use crate::record::{Limits, Record, Room};
 use crate::regions::RegionSet;
 use crate::request::{as_op, as_write, check};
+use header::Log;
 use standby::Following;
+
+/// How long dropping a disk waits for its threads.
+const STOP_BOUND: Duration = Duration::from_secs(2);
 
 /// The part that the disk plays.
 #[derive(Debug)]
@@ -80,7 +85,6 @@ pub(crate) struct State {
     pub(crate) starved: bool,
     /// Requests of the guest answered so far.
     answered: u64,
-    patience: Patience,
     /// Requests that failed while protected.
     pub(crate) parked: Vec<(u64, i32)>,
     /// The role was given up because of a medium that hangs.
@@ -104,8 +108,6 @@ pub(crate) struct State {
     pub(crate) overwrite: bool,
     /// The last copy that may serve: a standby's whose primary is gone.
     pub(crate) last: bool,
-    /// It was told that the medium is full.
-    full_told: bool,
     pub(crate) stop: bool,
 }
 
@@ -123,16 +125,19 @@ pub(crate) struct Inner {
     hang: Duration,
     full: Duration,
     pub(crate) engine: Engine,
-    pub(crate) log: Mutex<Option<LogFile>>,
+    pub(crate) log: Log,
     pub(crate) state: Mutex<State>,
     /// Something in `state` has changed that somebody may wait for.
     pub(crate) changed: Condvar,
+    /// The disk is dropped.
+    ended: Condvar,
 }
 
 /// This host's copy of one disk.
 pub(crate) struct Mirror {
     pub(crate) inner: Arc<Inner>,
-    keeper: Option<std::thread::JoinHandle<()>>,
+    /// The keeper and the watch.
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Mirror {
@@ -150,7 +155,6 @@ impl Mirror {
             guest: 0,
             starved: false,
             answered: 0,
-            patience: Patience::new(hang),
             parked: Vec::new(),
             hung: false,
             last_written: HashMap::new(),
@@ -163,7 +167,6 @@ impl Mirror {
             turning: false,
             overwrite: options.overwrite,
             last: false,
-            full_told: false,
             stop: false,
         };
         let inner = Arc::new(Inner {
@@ -179,19 +182,21 @@ impl Mirror {
             hang,
             full,
             engine,
-            log: Mutex::new(log.map(|(log, _)| log)),
+            log: Log::new(log.map(|(log, _)| log)),
             state: Mutex::new(state),
             changed: Condvar::new(),
+            ended: Condvar::new(),
         });
-        let keeper = {
+        let spawn = |name: &str, body: fn(&Arc<Inner>)| {
             let inner = Arc::clone(&inner);
-            let body = move || keeper::run(&inner);
-            std::thread::Builder::new()
-                .name(format!("{index}-keep"))
-                .spawn(body)
-                .map_err(|source| DiskError::Thread { disk: index, source })?
+            let thread = std::thread::Builder::new().name(format!("{index}-{name}")).spawn(move || body(&inner));
+            thread.map_err(|source| DiskError::Thread { disk: index, source })
         };
-        Ok(Mirror { inner, keeper: Some(keeper) })
+        // Made before there are threads: dropped, it ends those that there are.
+        let mut mirror = Mirror { inner: Arc::clone(&inner), threads: Vec::new() };
+        mirror.threads.push(spawn("keep", keeper::run)?);
+        mirror.threads.push(spawn("watch", watch::run)?);
+        Ok(mirror)
     }
 
     pub(crate) fn phase(&self) -> &'static str {
@@ -206,7 +211,7 @@ impl Mirror {
             inner.lock().outdated = false;
         }
         let overwrite = inner.lock().overwrite;
-        let header = inner.lock_log().as_ref().map(|log| *log.header());
+        let header = inner.header()?;
         let unknown = header.is_none_or(|header| header.id == DataId::NONE);
         let header = header.unwrap_or(fresh(inner.info.bytes));
         Ok(Identity {
@@ -276,14 +281,15 @@ impl Drop for Mirror {
     fn drop(&mut self) {
         self.inner.lock().stop = true;
         self.inner.changed.notify_all();
-        if let Some(keeper) = self.keeper.take() {
-            // It may be waiting for a medium that hangs: then it ends by itself.
-            let until = std::time::Instant::now() + keeper::STOP_BOUND;
-            while !keeper.is_finished() && std::time::Instant::now() < until {
+        self.inner.ended.notify_all();
+        let until = std::time::Instant::now() + STOP_BOUND;
+        for thread in self.threads.drain(..) {
+            // A hook may hold the last reference to what holds the disk: the watch cannot wait for itself. And the keeper may wait for a medium that hangs: it is left to that.
+            while thread.thread().id() != std::thread::current().id() && !thread.is_finished() && std::time::Instant::now() < until {
                 std::thread::park_timeout(Duration::from_millis(1));
             }
-            if keeper.is_finished() {
-                let _ = keeper.join();
+            if thread.is_finished() {
+                let _ = thread.join();
             }
         }
         self.inner.engine.stop();
@@ -334,96 +340,11 @@ impl Inner {
         self.info.bytes
     }
 
-    pub(crate) fn lock_log(&self) -> MutexGuard<'_, Option<LogFile>> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the log's header, durably; nothing where there is no log.
-    pub(crate) fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<(), DiskError> {
-        self.lock_log().as_mut().map_or(Ok(()), |log| log.update(change))
-    }
-
-    /// Changes the header for a new role or link. What the keeper had begun for the old one is void, and it begins nothing until `then`, told whether the header was written, has changed the phase: it would write the old role's
-    /// header over the new one's.
-    pub(crate) fn turn(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        header: impl FnOnce(&mut Header),
-        then: impl FnOnce(&mut State, bool),
-    ) -> Result<(), DiskError> {
-        state.session += 1;
-        state.turning = true;
-        drop(state);
-        let written = self.update_header(header);
-        let mut state = self.lock();
-        state.turning = false;
-        then(&mut state, written.is_ok());
-        drop(state);
-        self.changed.notify_all();
-        written
-    }
-
     pub(crate) fn wrong_phase(&self, operation: &'static str, state: &State) -> DiskError {
         match &state.phase {
             Phase::Failed(error) => DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) },
             phase => DiskError::Phase { disk: self.index, operation, phase: phase.name() },
         }
-    }
-
-    /// Gives the role up when a protected primary's medium has hung for too long. The requests stay in flight, as those that fail do.
-    fn watch_hang(&self) {
-        {
-            let mut state = self.lock();
-            let (in_flight, answered) = (state.guest > 0, state.answered);
-            let hangs = state.patience.hangs(Instant::now(), in_flight, answered);
-            if !hangs || !matches!(state.phase, Phase::Protected(_)) || std::mem::replace(&mut state.hung, true) {
-                return;
-            }
-            tracing::error!(disk = %self.index, requests = state.guest, bound = ?self.hang, "the disk hangs while a standby can serve; this node gives up its role");
-        }
-        self.front.tell(DiskEvent::GiveUp { disk: self.index, error: Arc::new(io::Error::from_raw_os_error(libc::ETIMEDOUT)) });
-    }
-
-    /// Looks at what only time tells.
-    pub(crate) fn watch(&self) {
-        self.watch_full();
-        self.watch_hang();
-    }
-
-    /// A medium that is full holds requests up; tells of it, and gives them up where another node's copy can serve instead.
-    fn watch_full(&self) {
-        let since = self.engine.full_since();
-        let (tell, bound) = {
-            let mut state = self.lock();
-            if since.is_none() && std::mem::take(&mut state.full_told) {
-                tracing::info!(disk = %self.index, "there is space again; what waited for it is carried out");
-            }
-            let bound = match &state.phase {
-                Phase::Protected(_) => Some(self.full * 2),
-                Phase::Standby(_) if !state.last => Some(self.full),
-                Phase::Shut | Phase::Failed(_) => Some(Duration::ZERO),
-                _ => None,
-            };
-            (since.is_some() && !std::mem::replace(&mut state.full_told, since.is_some()), bound)
-        };
-        let Some(since) = since else { return };
-        if tell {
-            let text = format!(
-                "{}: there is no space left for {}: writes that need more wait; make room on its file system (df, df -i, quotas), or make that larger",
-                self.index,
-                self.image.path().display()
-            );
-            tracing::error!(text);
-            self.front.tell(DiskEvent::Full { disk: self.index, text });
-        }
-        if bound.is_some_and(|bound| since.elapsed() >= bound) {
-            self.engine.give_up_full();
-        }
-    }
-
-    /// Whether what waits for this medium waits for space and nothing else can be done about it.
-    pub(crate) fn waits_for_space(&self, state: &State) -> bool {
-        state.last && self.engine.full_since().is_some()
     }
 
     /// The engine's answer to a request of the guest.

@@ -44,7 +44,7 @@ impl Mirror {
         if !matches!(inner.lock().phase, Phase::Idle) {
             return Err(inner.wrong_phase("starting a guest", &inner.lock()));
         }
-        let state = inner.lock_log().as_ref().map(|log| log.header().state);
+        let state = inner.header()?.map(|header| header.state);
         let why = match state {
             None | Some(CopyState::Consistent) => None,
             Some(CopyState::Following) => {

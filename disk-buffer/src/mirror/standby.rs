@@ -16,6 +16,7 @@ use crate::changes::Header;
 use crate::disk::{MEDIUM_BOUND, copy_of};
 use crate::engine::{Answer, Op, Way};
 use crate::error::DiskError;
+use crate::hang::Patience;
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::is_zero;
@@ -31,7 +32,7 @@ const WIPE_BYTES: u64 = 64 << 20;
 /// Pieces of it under way: one for the medium, one that is there when it is done.
 const WIPE_AHEAD: usize = 2;
 
-/// How often a wait that is over its bound looks whether it still waits for nothing but space.
+/// How often a wait for the medium looks at the time.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Where a standby's copy is.
@@ -142,22 +143,23 @@ impl Mirror {
             return Err(inner.wrong_phase("following a primary", &state));
         }
         let full = matches!(plan, Plan::Full(_));
-        let header = |header: &mut Header| {
+        let (id, current) = (primary.id, primary.current);
+        let header = move |header: &mut Header| {
             header.state = CopyState::Copying;
             header.joining = DataId::NONE;
             if full {
                 // Nothing is known about a content of which some is gone: broken off, it has to be copied as a whole again.
-                header.id = primary.id;
+                header.id = id;
                 header.current = DataId::NONE;
                 header.base = DataId::NONE;
             }
         };
-        inner.turn(state, header, |state, written| {
+        let wipe = 0..if full { inner.info_bytes() } else { 0 };
+        inner.turn_apart(state, header, move |state, written| {
             if written {
                 state.overwrite = false;
-                let mut following = Following::new(primary.id, primary.current, generation);
-                following.wipe = 0..if full { inner.info_bytes() } else { 0 };
-                state.phase = Phase::Standby(following);
+                let following = Following::new(id, current, generation);
+                state.phase = Phase::Standby(Following { wipe, ..following });
             }
         })?;
         for _ in 0..WIPE_AHEAD {
@@ -190,7 +192,7 @@ impl Mirror {
     /// Takes a block of the copy: up to 4096 bytes at `offset`, `None` for zeros. What lies beyond the end of the disk is dropped. Waits for room; an error of the medium is found later.
     ///
     /// # Errors
-    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    /// [`DiskError::OutOfRange`] for a block that is not on the disk, [`DiskError::Phase`], [`DiskError::Failed`].
     pub(crate) fn sync_block(&self, offset: u64, data: Option<&[u8]>) -> Result<(), DiskError> {
         let inner = &self.inner;
         let bytes = inner.info_bytes();
@@ -198,9 +200,8 @@ impl Mirror {
         if offset >= bytes || !offset.is_multiple_of(512) {
             return Err(DiskError::OutOfRange { disk: inner.index, offset, len, bytes });
         }
-        if !self.wait_wiped(MEDIUM_BOUND)? {
-            return Err(DiskError::Slow { disk: inner.index, bound: MEDIUM_BOUND });
-        }
+        // Whether the medium hangs is the watch's question.
+        while !self.wait_wiped(MEDIUM_BOUND)? {}
         let len = len.min(bytes - offset);
         let zeros = match data.filter(|data| !is_zero(data)) {
             Some(_) => self.take_zeros(None)?,
@@ -261,7 +262,7 @@ impl Mirror {
     /// Every epoch up to this one is committed: its writes go to the image, in order. Waits while too much is under way, not for the writes.
     ///
     /// # Errors
-    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Slow`], [`DiskError::Failed`].
+    /// [`DiskError::EpochOrder`] for one that is not kept, [`DiskError::Phase`], [`DiskError::Failed`].
     pub(crate) fn commit(&self, epoch: Epoch) -> Result<(), DiskError> {
         let inner = &self.inner;
         loop {
@@ -332,7 +333,7 @@ impl Mirror {
             return Err(DiskError::Unfit { path: inner.image.path().to_owned(), why: "no epoch was committed to it" });
         }
         let (id, old) = (following.id, following.current);
-        let header = |header: &mut Header| {
+        let header = move |header: &mut Header| {
             header.id = id;
             header.base = old;
             header.current = DataId::random();
@@ -340,7 +341,7 @@ impl Mirror {
             // Consistent when it is durable; until then a loss of power may have lost what the guest believes to be flushed.
             header.state = CopyState::Following;
         };
-        inner.turn(state, header, |state, written| {
+        inner.turn_apart(state, header, |state, written| {
             if written {
                 state.phase = Phase::Alone;
                 state.unsettled = true;
@@ -391,9 +392,9 @@ impl Inner {
             Op::Write { data, .. } => data.len(),
             _ => 0,
         };
-        let until = Instant::now() + MEDIUM_BOUND;
         let mut state = self.lock();
         let session = state.session;
+        // For as long as it takes: a medium that hangs ends the phase (`super::watch`).
         loop {
             let Phase::Standby(following) = &mut state.phase else { return Err(self.wrong_phase("applying writes", &state)) };
             let room = following.backlog_requests < BACKLOG_REQUESTS
@@ -407,12 +408,7 @@ impl Inner {
                 }
                 break;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() && !self.waits_for_space(&state) {
-                return Err(DiskError::Slow { disk: self.index, bound: MEDIUM_BOUND });
-            }
-            let left = left.max(LOOK);
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         let inner = Arc::downgrade(self);
         let reply = Box::new(move |answer| {
@@ -455,7 +451,7 @@ impl Inner {
         let error = Arc::new(error);
         {
             let mut state = self.lock();
-            if !matches!(state.phase, Phase::Standby(_)) {
+            if !state.is_standbys() {
                 return;
             }
             state.phase = Phase::Failed(Arc::clone(&error));
@@ -467,9 +463,9 @@ impl Inner {
         self.front.tell(DiskEvent::Failed { disk: self.index, error });
     }
 
-    /// The state when nothing that was committed or copied is under way any more.
+    /// The state when nothing that was committed or copied is under way any more. `bound`: of a medium that does something, and not enough; this process's own sleep does not count.
     fn wait_idle(&self, bound: Duration) -> Result<std::sync::MutexGuard<'_, State>, DiskError> {
-        let until = Instant::now() + bound;
+        let mut patience = Patience::new(bound);
         let mut state = self.lock();
         loop {
             match &state.phase {
@@ -477,12 +473,10 @@ impl Inner {
                 Phase::Failed(error) => return Err(DiskError::Failed { disk: self.index, what: "its medium", source: copy_of(error) }),
                 _ => return Ok(state),
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() && !self.waits_for_space(&state) {
+            if patience.hangs(Instant::now(), Some(())) && !self.waits_for_space(&state) {
                 return Err(DiskError::Slow { disk: self.index, bound });
             }
-            let left = left.max(LOOK);
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
     }
 }

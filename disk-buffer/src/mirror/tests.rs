@@ -86,7 +86,7 @@ fn no_standby_joins_until_the_line_of_writes_without_the_last_one_has_a_name() {
     let disk = open(&options(directory.path()), Tuning::default());
     disk.start_primary().unwrap();
     let before = disk.identity().unwrap();
-    let fd = disk.inner.lock_log().as_ref().unwrap().fd();
+    let fd = disk.inner.log.lock().as_ref().unwrap().fd();
     let log = std::fs::OpenOptions::new().read(true).write(true).open(directory.path().join("image.lockstep")).unwrap();
     let blind = std::fs::File::open(directory.path().join("image.lockstep")).unwrap();
     // SAFETY: dup2(2) between descriptors that are open; the log's is of the same file before and after.
@@ -101,4 +101,53 @@ fn no_standby_joins_until_the_line_of_writes_without_the_last_one_has_a_name() {
     becomes(&log);
     assert_ne!(disk.identity().unwrap().current, before.current);
     disk.begin_copy(&Plan::Full(FullReason::Empty), &standby).unwrap();
+}
+
+/// A disk of little patience whose log is being written to a medium that does not answer before the sender is dropped.
+fn with_a_log_that_hangs(directory: &std::path::Path) -> (Arc<Mirror>, std::sync::mpsc::Sender<()>) {
+    let hang = Duration::from_millis(50);
+    let disk = Arc::new(open(&options(directory), Tuning { hang, ..Tuning::default() }));
+    let (gate, opened) = std::sync::mpsc::channel::<()>();
+    let inner = Arc::clone(&disk.inner);
+    std::thread::spawn(move || {
+        let mut log = inner.log.lock();
+        inner.log.write(log.as_mut().unwrap(), |_| while opened.recv().is_ok() {}).unwrap();
+    });
+    while disk.inner.log.awaited().is_none() {
+        std::thread::yield_now();
+    }
+    (disk, gate)
+}
+
+#[test]
+fn a_log_that_hangs_when_a_primary_comes_keeps_nobody_and_the_next_one_hears_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let primary = Identity { id: DataId(1), current: DataId(2), ..open(&options(directory.path()), Tuning::default()).identity().unwrap() };
+    let (disk, gate) = with_a_log_that_hangs(directory.path());
+
+    let joined = disk.join(&Plan::Full(FullReason::Empty), &primary, types::Generation(1));
+
+    assert!(matches!(joined, Err(DiskError::Failed { .. })), "{joined:?}");
+    let identity = disk.identity();
+    assert!(matches!(identity, Err(DiskError::Failed { .. })), "{identity:?}");
+    // What is written after all makes it no standby's copy.
+    drop(gate);
+    while disk.inner.lock().turning {
+        std::thread::yield_now();
+    }
+    assert!(matches!(disk.inner.lock().phase, Phase::Failed(_)));
+}
+
+#[test]
+fn a_lone_nodes_log_that_hangs_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (disk, gate) = with_a_log_that_hangs(directory.path());
+    let starting = {
+        let disk = Arc::clone(&disk);
+        std::thread::spawn(move || disk.start_primary())
+    };
+    std::thread::sleep(Duration::from_millis(150));
+    assert!(!starting.is_finished());
+    drop(gate);
+    starting.join().unwrap().unwrap();
 }

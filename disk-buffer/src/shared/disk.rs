@@ -16,7 +16,7 @@ use crate::disk::{Opening, Tuning};
 use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
 use crate::front::Front;
-use crate::hang::Patience;
+use crate::hang::{Patience, period};
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
 use crate::image::Image;
@@ -29,9 +29,6 @@ use super::kept::Kept;
 
 /// Around the page cache, without a change log.
 pub(super) const WAY: Way = Way { direct: true, mark: false };
-
-/// How often it is looked whether the device hangs.
-const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// How long dropping a disk waits for what the guest has its answer to, when no other node can carry it out.
 const DRAIN_BOUND: Duration = Duration::from_secs(5);
@@ -537,7 +534,7 @@ impl Told {
 
 /// Looks at what only time tells. A protected primary whose device hangs gives up its role: as for an error, the standby can serve. A device that is full is so for both hosts: the guest waits for space.
 fn watch(disk: &Arc<Inner>) {
-    let period = WATCH_PERIOD.min(disk.hang);
+    let period = period(disk.hang);
     let mut full_told = false;
     let mut patience = Patience::new(disk.hang);
     let mut state = disk.lock();
@@ -554,7 +551,7 @@ fn watch(disk: &Arc<Inner>) {
             told.events.push(DiskEvent::Full { disk: disk.index, text });
         }
         full_told = full;
-        let hangs = patience.hangs(Instant::now(), state.asked > 0 && !full, state.answered);
+        let hangs = patience.hangs(Instant::now(), (state.asked > 0 && !full).then_some(state.answered));
         if matches!(state.phase, Phase::Protected) && hangs {
             disk.give_up(&mut state, libc::ETIMEDOUT, &mut told);
         }

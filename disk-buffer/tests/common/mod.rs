@@ -402,3 +402,17 @@ pub fn on_a_small_file_system(body: impl FnOnce(&std::path::Path) + Send + 'stat
     });
     thread.join().unwrap();
 }
+
+/// A medium that hangs when it is asked for what `which` names, from the first time after the throw until the gate is dropped.
+pub fn hanging(switch: &Switch, which: fn(Asked) -> bool) -> (Option<Arc<dyn Faults>>, Sender<()>) {
+    let (gate, opened) = channel::<()>();
+    let (on, opened) = (Arc::clone(&switch.0), Mutex::new(opened));
+    let faults = move |asked| {
+        if on.load(Ordering::SeqCst) && which(asked) {
+            // Until the gate is dropped; then it never waits again.
+            let _ = opened.lock().unwrap().recv();
+        }
+        Strike::Pass
+    };
+    (Some(Arc::new(faults)), gate)
+}
