@@ -173,3 +173,23 @@ fn a_takeover_waits_for_a_medium_that_hangs_for_its_bound_and_starts_if_it_answe
         }
     }
 }
+
+#[test]
+fn a_takeover_that_waits_for_space_waits_for_no_medium_that_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch = Switch::default();
+    let (primary, standby, _) = pair(directory.path(), switch.fail(is_write, libc::ENOSPC));
+    switch.throw();
+    standby.disk.taking_over();
+    primary.write(0, 5, 4096);
+    epoch(&primary, &standby, 2);
+    drop(primary);
+    let disk = Arc::clone(&standby.disk);
+    let activating = std::thread::spawn(move || disk.activate(BOUND));
+
+    std::thread::sleep(HANG * 3 / 2);
+    assert!(!activating.is_finished());
+    switch.back();
+
+    activating.join().unwrap().unwrap();
+}

@@ -16,7 +16,7 @@ use crate::apply::{Held, Job};
 use crate::error::ReplicaError;
 use crate::shared::Shared;
 
-/// How long the disks may take to apply what is committed: far more than their backlog's bound takes on a disk that works.
+/// How long a disk may take to apply what is committed while it does something: far more than its backlog's bound takes on one that works. One that hangs fails before (`disk_buffer::disk::HANG_BOUND`).
 const DISKS: Duration = Duration::from_secs(60);
 
 /// What activation started from.
@@ -58,7 +58,7 @@ pub(crate) fn prepare(shared: &Shared, machine: &mut Machine) -> Result<Prepared
     machine.restore_arrived(&state, held.arrived)?;
     // The disks were at it meanwhile. Before anything is given to the guest: its requests in flight are carried out anew when it starts.
     let waited = Instant::now();
-    shared.disks.activate(DISKS)?;
+    shared.disks.activate(DISKS).map_err(ReplicaError::Activation)?;
     let disks_us = waited.elapsed().as_micros() as u64;
     let disk_requests = u32::try_from(state.disk_requests()).unwrap_or(u32::MAX);
     Ok(Prepared { held, disks_us, disk_requests })

@@ -15,7 +15,7 @@ use checkpoint::encode::is_zero;
 use checkpoint::wire::BLOCK_BYTES;
 use checkpoint::{CompleteEpoch, GuestMap, MemoryDigest, Part, Record};
 use crossbeam::channel::{Receiver, Sender};
-use disk_buffer::Disks;
+use disk_buffer::{DiskError, Disks};
 use transport::Slot;
 use types::block::DiskWrite;
 use types::{Epoch, Gfn, Output, OutputPort, PAGE_SIZE};
@@ -226,8 +226,13 @@ impl Applier {
     }
 
     fn spoilt(&self, epoch: Epoch, error: &ReplicaError) {
-        tracing::error!(%epoch, %error, "guest memory is of no epoch; this standby will not activate from it");
+        tracing::error!(%epoch, %error, "memory and disks are of no epoch; this standby will not activate from them");
         let _ = self.shared.raise(Event::ApplyFailed { epoch });
-        self.shared.tell(News::Spoilt { reason: format!("epoch {epoch} could not be applied: {error}") });
+        // A disk that failed says so itself, to the primary and to the role thread, and says why.
+        if !matches!(error, ReplicaError::Disk(DiskError::Failed { .. })) {
+            let reason = format!("epoch {epoch} could not be applied: {error}");
+            self.shared.reporter.leave(&reason);
+            self.shared.tell(News::Spoilt { reason });
+        }
     }
 }

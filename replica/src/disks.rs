@@ -25,6 +25,11 @@ impl Reporter {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = link;
     }
 
+    /// Tells the primary that this standby holds no copy any more, and why: it strikes it out at once.
+    pub(crate) fn leave(&self, reason: &str) {
+        self.say(&Message::Refuse { reason: reason.to_owned() });
+    }
+
     /// Says something to the primary; what cannot be said is not missed: the link is failing then.
     fn say(&self, what: &Message) {
         let link = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,9 +56,11 @@ pub(crate) fn attach(shared: &Arc<Shared>) {
                     // Of the generation that the copy was joined in: a newer primary, should it hear this, has other epochs of these numbers.
                     DiskEvent::Durable { disk, epoch, generation } => shared.reporter.say(&Message::Durable { generation, disk, epoch }),
                     DiskEvent::Failed { disk, error } => {
-                        let reason = format!("{disk} of the standby failed: {error}");
+                        let reason = format!(
+                            "{disk} of the standby failed: {error}; look at its host's kernel log (dmesg) and at the way to the storage, mend it, and start the standby again: it is then brought what has changed"
+                        );
                         tracing::error!(reason, "this standby can follow no more");
-                        shared.reporter.say(&Message::Refuse { reason: reason.clone() });
+                        shared.reporter.leave(&reason);
                         shared.tell(News::Spoilt { reason });
                     }
                     DiskEvent::Full { text, .. } => (shared.report)(NodeEventKind::Warning { text }),

@@ -59,6 +59,12 @@ pub enum ReplicaError {
         /// Newest applied one.
         applied: Epoch,
     },
+    /// Granted, but a disk does not hold what is committed, or does not come to it.
+    #[error(
+        "granted, but the guest cannot be started: {0}. The guest runs nowhere, and the record names this node as its owner; its other host's disk has everything that the guest had flushed: start it there with `lockstep run \
+         --abandon-standby`, and this node as its standby when its disk is mended"
+    )]
+    Activation(#[source] DiskError),
     /// The machine state of the activation point cannot be read.
     #[error("the machine state of epoch {epoch} cannot be read: {source}")]
     State {

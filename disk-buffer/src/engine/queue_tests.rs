@@ -56,6 +56,22 @@ fn a_request_waits_for_the_update_that_marks_its_regions() {
 }
 
 #[test]
+fn the_oldest_request_stays_the_same_exactly_while_nothing_comes_back_for_it() {
+    let mut queue = Queue::new(512);
+    assert_eq!(queue.oldest(), None);
+    queue.submit(Access::Write(0..512), None);
+    queue.submit(Access::Write(4096..8192), None);
+    let first = queue.oldest();
+    queue.moved(Id(1));
+    queue.submit(Access::Barrier, None);
+    assert_eq!(queue.oldest(), first);
+    queue.moved(Id(0));
+    assert_ne!(queue.oldest(), first, "a part of it is done");
+    queue.complete(Id(0));
+    assert_eq!(queue.oldest(), Some((Id(1), 1)));
+}
+
+#[test]
 fn what_waits_for_a_log_that_failed_is_given_up_and_what_waits_for_that_may_go() {
     let mut queue = Queue::new(512);
     queue.submit(Access::Write(0..512), Some(1));
