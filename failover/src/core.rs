@@ -109,7 +109,8 @@ pub enum Event {
     /// Start as the primary: ask for the right to boot the guest. First event of a primary.
     StartPrimary {
         /// The operator says that the standby in the record (and what it holds) is to be given up. Without this, a start is refused
-        /// while a standby is recorded, because that standby may hold the only copy of a running guest.
+        /// while a standby is recorded, because that standby may hold the only copy of a running guest. The word is for the record as this node reads it first: when that changes,
+        /// somebody else is alive, and the start is refused after all.
         abandon_standby: bool,
     },
     /// Start as a standby that waits for its primary. First event of a standby.
@@ -310,13 +311,24 @@ pub enum Action {
     },
 }
 
+/// What a start may replace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Over {
+    /// A record that leaves no guest to anybody else.
+    Nobody,
+    /// Whatever the record says, by the operator's word; it was not read yet.
+    Anything,
+    /// What was read first, by the operator's word.
+    This(Option<Record>),
+}
+
 /// The part a node plays, with what it must remember for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing happened yet.
     New,
     /// Primary: asked for the right to boot.
-    Starting { abandon_standby: bool },
+    Starting { over: Over },
     /// Granted; older owners are being shut out of the shared disks. `boot`: of a primary that starts, else of a standby that takes over. `fenced`: that is done. `sure`: the record was read since this node last slept.
     Fencing { boot: bool, fenced: bool, sure: bool },
     /// Primary: open, no standby.
@@ -436,7 +448,9 @@ impl Node {
                     self.unanswered("the arbiter did not answer in time", actions);
                 }
             }
-            Event::StartPrimary { abandon_standby } if self.state == State::New => self.state = State::Starting { abandon_standby },
+            Event::StartPrimary { abandon_standby } if self.state == State::New => {
+                self.state = State::Starting { over: if abandon_standby { Over::Anything } else { Over::Nobody } };
+            }
             Event::StartStandby if self.state == State::New => {
                 self.state = State::Waiting;
                 self.report("waiting for a primary", actions);
@@ -494,7 +508,7 @@ impl Node {
     fn learned(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
         match self.state {
             State::New | State::Stopped | State::Waiting => {}
-            State::Starting { abandon_standby } => self.learned_starting(record, abandon_standby, now_ns, actions),
+            State::Starting { .. } => self.learned_starting(record, now_ns, actions),
             State::Standing { .. } | State::Seeking => self.learned_standby(record, now_ns, actions),
             State::Fencing { .. } => self.learned_fencing(record, now_ns, actions),
             _ => self.learned_primary(record, now_ns, actions),

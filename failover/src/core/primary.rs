@@ -4,7 +4,7 @@
 
 use types::NodeId;
 
-use super::{Action, Event, Node, State, Wish};
+use super::{Action, Event, Node, Over, State, Wish};
 use crate::record::Record;
 
 impl Node {
@@ -168,7 +168,15 @@ impl Node {
         (record.generation == self.generation && record.is_owned_by(&self.config.me, self.config.instance)).then_some(record)
     }
 
-    pub(super) fn learned_starting(&mut self, record: Option<Record>, abandon: bool, now_ns: u64, actions: &mut Vec<Action>) {
+    pub(super) fn learned_starting(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
+        let State::Starting { over } = &mut self.state else { return };
+        if *over == Over::Anything {
+            *over = Over::This(record.clone());
+        }
+        let (vouched, changed) = match over {
+            Over::This(first) => (*first == record, *first != record),
+            Over::Anything | Over::Nobody => (false, false),
+        };
         let Some(record) = record else { return };
         let me = &self.config.me;
         let generation = record.generation;
@@ -178,7 +186,13 @@ impl Node {
         }
         let here = record.owner_left().is(me, self.config.host);
         let refusal = match &record.standby {
-            _ if abandon => return,
+            _ if vouched => return,
+            _ if changed => format!(
+                "the arbiter's record changed while this start was asked for, to {} in generation {generation}{}: somebody else is alive; \
+                 find out who runs this VM, then start this node again",
+                record.owner,
+                record.standby.as_ref().map(|standby| format!(" with {standby} as its standby")).unwrap_or_default()
+            ),
             _ if record.owner == *me && !here => format!(
                 "another host of the name {me} (identity {}; this one has {}) owns this VM in generation {generation}: give each host another --node; if this is that host, installed anew, and nothing of the old one runs any more, start \
                  this node with --abandon-standby",

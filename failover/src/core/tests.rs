@@ -161,6 +161,41 @@ fn an_explicitly_abandoned_standby_is_no_obstacle() {
 }
 
 #[test]
+fn a_forced_start_replaces_what_it_read_first_and_nothing_that_came_after() {
+    // The owner's last request names a standby; that standby takes over; the record was absent and is not any more.
+    for (before, after) in [
+        (Some(record(4, "b", 1, None)), record(4, "b", 1, Some("c"))),
+        (Some(record(4, "b", 1, Some("c"))), record(5, "c", 2, None)),
+        (None, record(1, "c", 2, None)),
+    ] {
+        let mut a = Bench::new("a", 9, before);
+        a.put(Event::StartPrimary { abandon_standby: true });
+        a.settle_reads();
+        a.record = Some(after.clone());
+
+        a.settle();
+
+        assert!(matches!(&a.take_log()[..], [Action::Refused { reason }] if reason.contains("changed")), "{after:?}");
+        assert_eq!(a.record, Some(after));
+    }
+}
+
+#[test]
+fn a_forced_start_whose_answer_was_lost_is_granted_by_the_record() {
+    let mut a = Bench::new("a", 9, Some(record(4, "b", 1, Some("c"))));
+    a.put(Event::StartPrimary { abandon_standby: true });
+    a.settle_reads();
+
+    let request = a.fail();
+    a.perform(&request);
+    a.wait();
+    a.settle();
+
+    assert_eq!(a.record, Some(record(5, "a", 9, None)));
+    assert_eq!(a.take_log(), [Action::Boot { generation: Generation(5) }]);
+}
+
+#[test]
 fn a_grant_that_came_before_a_sleep_is_read_again_before_it_counts() {
     // A start, and a takeover: the arbiter has answered, then the node slept, then it finds the answer.
     let mut a = Bench::new("a", 9, None);
