@@ -72,6 +72,8 @@ fn proves_something(total: &Stats, seeds: u64) {
         ("unanswered swaps", total.unanswered_swaps),
         ("refused starts", total.refusals),
         ("primaries that gave up", total.give_ups),
+        ("forced starts where the last answers were given", total.forced - total.given_up),
+        ("forced starts elsewhere", total.given_up),
         ("whole copies of disks", total.full_copies),
         ("copies of what had changed", total.partial_copies),
         ("disks that did not fit", total.refused_disks),

@@ -33,6 +33,8 @@ pub enum Fault {
     FailDisk,
     /// The guest powers off.
     EndGuest,
+    /// The operator starts the node as the primary although the record says otherwise, having made certain that whoever it names is dead (`operator.rs`).
+    Force,
 }
 
 /// Whom a fault strikes.
@@ -125,8 +127,9 @@ impl Plan {
         };
         // Around the detection bound: some are noticed, some are not, some end while the other side is taking over.
         let for_ns = rng.between(MS, 50 * MS);
-        let fault = match rng.between(0, 22) {
+        let fault = match rng.between(0, 24) {
             20..=21 => Fault::FailDisk,
+            22..=23 => Fault::Force,
             0..5 => Fault::Crash { silent: rng.permille(500) },
             5..11 => Fault::Hang { for_ns },
             11..14 => Fault::Partition { for_ns },
@@ -174,11 +177,14 @@ pub enum Sabotage {
     TrustReturning,
     /// Nobody is shut out of the shared disk (S3, S4).
     NoFence,
+    /// The operator forces a start while those that the record names still run (S3).
+    ForceBesideTheLiving,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Sabotage; 16] = [
+    pub const ALL: [Sabotage; 17] = [
+        Sabotage::ForceBesideTheLiving,
         Sabotage::NoFence,
         Sabotage::ApplyBeforeCommit,
         Sabotage::RecordLate,

@@ -184,6 +184,10 @@ pub(super) enum Happening {
     Strike {
         fault: usize,
     },
+    /// The operator forces a start.
+    Force {
+        slot: usize,
+    },
 }
 
 impl Happening {
@@ -210,7 +214,8 @@ impl Happening {
             | Happening::AtArbiter { .. }
             | Happening::Reply { .. }
             | Happening::ClientTimer { .. }
-            | Happening::Strike { .. } => None,
+            | Happening::Strike { .. }
+            | Happening::Force { .. } => None,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod faults;
 pub mod guest;
 mod messages;
 mod network;
+mod operator;
 pub mod oracle;
 mod primary_shell;
 mod process;

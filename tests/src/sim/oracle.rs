@@ -53,6 +53,10 @@ pub struct Stats {
     pub give_ups: u64,
     /// Starts as a primary that were refused.
     pub refusals: u64,
+    /// Starts against the record, by the operator's word.
+    pub forced: u64,
+    /// Those of them on a node other than the one that spoke to the clients last.
+    pub given_up: u64,
     /// Grants with which older owners were shut out of the shared disk.
     pub fenced: u64,
     /// Writes of an owner that had been shut out.
@@ -85,6 +89,8 @@ impl Stats {
         self.full_copies += other.full_copies;
         self.partial_copies += other.partial_copies;
         self.refused_disks += other.refused_disks;
+        self.forced += other.forced;
+        self.given_up += other.given_up;
         self.fenced += other.fenced;
         self.shut_out += other.shut_out;
         self.happenings += other.happenings;
@@ -118,6 +124,8 @@ pub(super) struct Oracle {
     snapshots: BTreeMap<(Generation, Epoch), Snapshot>,
     /// The state from which each generation was activated.
     activated: BTreeMap<Generation, Guest>,
+    /// Who spoke to the clients of this VM last, with the right to.
+    teller: Option<usize>,
     /// Who released in each generation.
     releasers: BTreeMap<Generation, (usize, u64)>,
     /// The one answer that each operation may ever get; index 0 is operation 1.
@@ -135,6 +143,7 @@ impl Oracle {
     /// The VM starts from nothing: whatever was said before is another VM's.
     pub(super) fn new_life(&mut self) {
         self.answers = Default::default();
+        self.teller = None;
         self.snapshots.clear();
     }
 
@@ -199,6 +208,9 @@ impl Oracle {
                 }
             }
         }
+        if self.owns(by.slot, by.instance, by.generation) {
+            self.teller = Some(by.slot);
+        }
         self.only_answer(answer)
     }
 
@@ -250,10 +262,17 @@ impl Oracle {
         }
     }
 
-    /// A guest that is started from its disk finds there whatever it had flushed and told.
-    pub(super) fn starts(&self, slot: usize, disk: &Disk) -> Checked {
+    /// A guest that is started from its disk finds there whatever it had flushed and told. Where the start was forced, that is promised to whoever spoke last; the others give up what they lack.
+    pub(super) fn starts(&mut self, slot: usize, disk: &Disk, forced: bool) -> Checked {
         if !disk.is_fit() {
             return broken("S4", format!("n{slot} starts a guest from an incomplete disk"));
+        }
+        if forced {
+            self.stats.forced += 1;
+            if self.teller.is_some_and(|teller| teller != slot) {
+                self.stats.given_up += 1;
+                return Ok(());
+            }
         }
         let guest = Guest { pages: disk.pages(), dirty: 0 };
         self.knows_all_answers(slot, &guest)

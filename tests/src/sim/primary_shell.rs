@@ -28,8 +28,9 @@ impl World {
     pub(super) fn primary_order(&mut self, slot: usize, action: Action) {
         match action {
             Action::Boot { .. } => {
-                let checked = self.oracle.starts(slot, &self.disks[slot]);
+                let checked = self.oracle.starts(slot, &self.disks[slot], self.is_forced(slot));
                 self.check(checked);
+                self.force_settled(slot);
                 self.new_life();
                 self.disks[slot].start_primary(&mut self.rng);
                 // A new machine, and a new file system.
@@ -81,6 +82,7 @@ impl World {
             Action::Refused { .. } => {
                 self.processes[slot].fencing = None;
                 self.oracle.stats.refusals += 1;
+                self.force_settled(slot);
                 self.offer_as_standby(slot);
             }
             Action::Finished => self.processes[slot].guest = None,

@@ -12,6 +12,7 @@ use super::faults::{Fault, Plan, Sabotage, Target, When};
 use super::guest::CLIENTS;
 use super::messages::{Happening, Todo, name, slot_of, stops};
 use super::network::Link;
+use super::operator::Forcing;
 use super::oracle::{Oracle, Stats, Violation};
 use super::process::{Life, Process};
 use super::rng::Rng;
@@ -77,6 +78,7 @@ pub struct World {
     clients: [Client; CLIENTS],
     pub(super) life: u64,
     next_instance: u64,
+    pub(super) forcing: Forcing,
     acknowledged_late: u64,
     guest_ended: bool,
     violation: Option<Violation>,
@@ -111,6 +113,7 @@ impl World {
             clients: Default::default(),
             life: 0,
             next_instance: 1 + NODES as u64,
+            forcing: Forcing::default(),
             acknowledged_late: 0,
             guest_ended: false,
             violation: None,
@@ -246,6 +249,9 @@ impl World {
             Happening::Deliver { link, side, message, channel, number } => self.deliver((link, side, channel), number, message),
             Happening::AtArbiter { slot, instance, id, request, reply_lost } => self.at_arbiter(slot, instance, id, &request, reply_lost),
             Happening::FromArbiter { slot, instance, id, answer } if self.is(slot, instance) => {
+                if let Answer::Read(record) = &*answer {
+                    self.vouch(slot, record.as_ref());
+                }
                 self.node(slot, Event::ArbiterReply { id, answer: *answer });
             }
             Happening::SyncNext { slot, instance, link, page } if self.is(slot, instance) => self.sync_next(slot, link, page),
@@ -268,6 +274,7 @@ impl World {
                     self.strike(slot, fault);
                 }
             }
+            Happening::Force { slot } => self.force(slot),
             Happening::Restart { slot, instance, primary } if self.is(slot, instance) => self.restart(slot, primary),
             // Resumed: the caller carries out what was left. The others: of a process that is no more, or a timer that was set anew.
             _ => {}
@@ -361,6 +368,8 @@ impl World {
             Fault::Hang { .. } => {}
             Fault::Partition { for_ns } => self.isolated_until[slot] = self.isolated_until[slot].max(until(for_ns)),
             Fault::BreakLink => self.break_link(slot),
+            // Not in the middle of what a node does: it may be one of those that die of it.
+            Fault::Force => self.later(0, Happening::Force { slot }),
             Fault::CutArbiter { for_ns } => self.arbiter_cut_until[slot] = until(for_ns),
             Fault::FailDisk => {
                 if self.processes[slot].guest.is_some() && self.processes[slot].runs() {
@@ -395,23 +404,33 @@ impl World {
         }
     }
 
-    fn die(&mut self, slot: usize) {
+    pub(super) fn die(&mut self, slot: usize) {
         let process = &mut self.processes[slot];
         process.life = Life::Dead;
         process.todo.clear();
         process.guest = None;
         process.holding = None;
         process.link = None;
+        self.force_settled(slot);
+    }
+
+    fn restart(&mut self, slot: usize, primary: bool) {
+        let primary = primary && self.disks[slot].is_fit();
+        self.begin(slot, if primary { Event::StartPrimary { abandon_standby: false } } else { Event::StartStandby });
+    }
+
+    pub(super) fn new_instance(&mut self) -> u64 {
+        self.next_instance += 1;
+        self.next_instance - 1
     }
 
     /// A new process of the node.
-    pub(super) fn restart(&mut self, slot: usize, primary: bool) {
+    pub(super) fn begin(&mut self, slot: usize, start: Event) {
         self.drop_link(slot);
         self.disks[slot].crash(false, &mut self.rng);
-        let primary = primary && self.disks[slot].is_fit();
-        self.processes[slot] = Process::new(slot, self.next_instance, self.now, &self.plan);
-        self.next_instance += 1;
-        self.node(slot, if primary { Event::StartPrimary { abandon_standby: false } } else { Event::StartStandby });
+        let instance = self.new_instance();
+        self.processes[slot] = Process::new(slot, instance, self.now, &self.plan);
+        self.node(slot, start);
         self.carry_out(slot);
         self.schedule_tick(slot);
     }
@@ -436,6 +455,9 @@ impl World {
     fn ask(&mut self, slot: usize, id: RequestId, request: Request) {
         let instance = self.processes[slot].instance;
         let is_swap = matches!(request, Request::Swap { .. });
+        if is_swap {
+            self.has_vouched(slot);
+        }
         let cut = self.now < self.arbiter_cut_until[slot];
         let request_lost = self.rng.permille(if cut { 500 } else { self.plan.lose_request });
         let reply_lost = !request_lost && (cut || self.rng.permille(self.plan.lose_reply));
