@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use super::{Failure, code, log_filter, print, start_log};
 use crate::config::{ConfigError, resolve};
 use crate::demo::report::Report;
-use crate::demo::{DemoOptions, namespace, scenario};
+use crate::demo::{DemoOptions, namespace, room, scenario};
 use crate::{host, signals};
 
 /// A report file that could not be made or filled.
@@ -77,6 +77,7 @@ pub(super) fn run(options: &DemoOptions) -> Result<u8, Failure> {
     let host_bytes = host::memory_total().map_err(|e| failed(format!("cannot read /proc/meminfo: {e}").into()))?;
     let memory = resolve::memory(options.memory, host_bytes).map_err(usage)?;
     let vcpus = resolve::vcpus(options.vcpus).map_err(usage)?;
+    room::check(memory, options.clients).map_err(usage)?;
     // What only the nodes use is judged here as well: a wrong command line is no node that fails.
     resolve::heartbeat(None, options.detection_bound.map(|span| span.0)).map_err(usage)?;
     log_filter(&options.log)?;

@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two attempts to connect, so that a dead guest is not flooded.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Keys each client writes in turn: enough that most writes stay visible to the end, few enough for the guest's store.
-const KEYS: u64 = 2048;
+pub(super) const KEYS: u64 = 2048;
 /// Requests a client records at most (48 bytes each); then it stops asking. At 20,000 a second that is 200 s.
 const MOST_REQUESTS: usize = 4_000_000;
 /// Requests sent at once when the end is read back.

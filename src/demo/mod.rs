@@ -12,6 +12,7 @@ pub mod process;
 pub mod progress;
 pub mod report;
 pub mod resp;
+pub mod room;
 pub mod scenario;
 pub mod world;
 

@@ -128,6 +128,11 @@ fn a_detection_bound_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_guest_that_the_demos_clients_would_fill_is_refused() {
+    assert_refused(&lockstep(&["demo", "--memory", "16M"]), USAGE, &["--memory 16M", "at least", "--clients 4"]);
+}
+
+#[test]
 fn a_log_filter_that_is_none_is_refused() {
     for verb in ["run", "demo"] {
         assert_refused(&lockstep(&[verb, "--log", "]["]), USAGE, &["--log ][", "info"]);
