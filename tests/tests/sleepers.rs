@@ -22,6 +22,17 @@ fn lab() -> Lab {
     Lab::new(program::lockstep(), Guest { detection: DETECTION, ..Guest::default() })
 }
 
+/// A standby on host B that sleeps between its grant and its guest's start; host A's primary is dead.
+fn asleep_in_its_activation(lab: &Lab) -> Node {
+    let b = Spec { fault: Some("mid-activation:1:stop".to_owned()), ..Spec::standby(Host::B, "b") };
+    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a"), &b);
+    a.until_protected(0);
+    let _ = lab.connect();
+    a.kill();
+    b.until_asleep();
+    b
+}
+
 /// The operator's word: whoever had the guest is given up, and `c` starts it on this host.
 fn forced_start(lab: &Lab, host: Host) -> Node {
     let mut c = lab.start(&Spec { standby: None, ..Spec::primary(host, "c") }.flag("abandon-standby"));
@@ -46,12 +57,7 @@ fn a_standby_that_sleeps_in_its_activation_and_loses_its_grant_sends_and_starts_
     }
     let _watchdog = Watchdog::new(TEST);
     let lab = lab();
-    let b = Spec { fault: Some("mid-activation:1:stop".to_owned()), ..Spec::standby(Host::B, "b") };
-    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a"), &b);
-    a.until_protected(0);
-    let _ = lab.connect();
-    a.kill();
-    b.until_asleep();
+    let mut b = asleep_in_its_activation(&lab);
     let mut c = forced_start(&lab, Host::A);
 
     wakes_up_to_nothing(&lab, &mut b, Host::B);
@@ -84,11 +90,7 @@ fn a_node_that_only_slept_goes_on_from_where_it_was() {
     }
     let _watchdog = Watchdog::new(TEST);
     let lab = lab();
-    let b = Spec { fault: Some("mid-activation:1:stop".to_owned()), ..Spec::standby(Host::B, "b") };
-    let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a"), &b);
-    a.until_protected(0);
-    a.kill();
-    b.until_asleep();
+    let mut b = asleep_in_its_activation(&lab);
     std::thread::sleep(SLEEP);
 
     b.wake().expect("woken");
