@@ -6,73 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use common::shared::{BYTES, alone, commit, committed_there, epoch, hanging, holding, pair, read, shared, wait_issued};
 use common::*;
 use disk_buffer::disk::Tuning;
 use disk_buffer::engine::faults::{Asked, Faults, Strike};
 use disk_buffer::record::Limits;
-use disk_buffer::{Cache, Disk, DiskCopy, DiskError, DiskEvent, DiskOptions, Fenced, Hooks, Mode, Plan, Refusal, plan};
+use disk_buffer::{Cache, Disk, DiskError, DiskEvent, DiskOptions, Plan, Refusal, plan};
 use rand::{Rng, SeedableRng};
-use types::block::{BlockDone, BlockError, BlockOp, BlockRequest, DiskIndex};
-use types::{Commit, Epoch, Generation};
-
-const BYTES: u64 = 12 * MIB;
-
-fn shared(path: &std::path::Path) -> DiskOptions {
-    DiskOptions { mode: Mode::Shared, fenced: Some(Fenced::attest()), ..options(path) }
-}
-
-/// A device, and a primary that runs alone on it.
-fn alone(directory: &std::path::Path, tuning: Tuning) -> Host {
-    let host = Host::open_with(&shared(&image(directory, "device", BYTES)), tuning);
-    host.disk.start_primary().unwrap();
-    host
-}
-
-/// A standby of it that has joined, with writes being held from now on.
-fn holding(primary: &Host, tuning: Tuning) -> (Host, DiskCopy) {
-    let standby = Host::open_with(&shared(&primary.path), tuning);
-    let (plan, mut copy) = join(primary, &standby);
-    assert_eq!(plan, Plan::Nothing);
-    assert_eq!(copy.next_pass().unwrap(), 0);
-    assert!(copy.next_piece().unwrap().is_none());
-    assert_eq!(copy.record(Generation(7)).unwrap(), 0);
-    (standby, copy)
-}
-
-fn commit(epoch: u64) -> Commit {
-    Commit::attest(Generation(7), Epoch(epoch))
-}
-
-/// Seals and sends an epoch; committed at the standby, which the primary does not know.
-fn committed_there(primary: &Host, standby: &Host, epoch: u64) {
-    let sealed = primary.disk.seal(Epoch(epoch)).unwrap();
-    standby.disk.stage(Epoch(epoch), sealed.to_vec()).unwrap();
-    standby.disk.commit(Epoch(epoch)).unwrap();
-}
-
-fn epoch(primary: &Host, standby: &Host, epoch: u64) {
-    committed_there(primary, standby, epoch);
-    primary.disk.release(&commit(epoch));
-}
-
-/// Protected, with epoch 1 committed.
-fn pair(directory: &std::path::Path, tuning: Tuning) -> (Host, Host) {
-    let primary = alone(directory, tuning.clone());
-    let (standby, mut copy) = holding(&primary, Tuning { faults: None, ..tuning });
-    assert!(copy.next_piece().unwrap().is_none());
-    epoch(&primary, &standby, 1);
-    (primary, standby)
-}
-
-fn wait_issued(primary: &Host, epoch: u64) {
-    loop {
-        match primary.events.recv_timeout(BOUND).unwrap() {
-            DiskEvent::Issued { epoch: now, generation: Generation(7), .. } if now == Epoch(epoch) => return,
-            DiskEvent::Issued { epoch: now, .. } if now < Epoch(epoch) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
+use types::block::{BlockDone, BlockOp, BlockRequest, DiskIndex};
+use types::{Epoch, Generation};
 
 /// The word of what is on the device reaches the standby.
 fn hear(primary: &Host, standby: &Host) {
@@ -80,10 +22,6 @@ fn hear(primary: &Host, standby: &Host) {
         let DiskEvent::Issued { generation, epoch, .. } = event else { panic!("{event:?}") };
         standby.disk.issued(generation, epoch);
     }
-}
-
-fn read(host: &Host, offset: u64, len: u32) -> Vec<u8> {
-    host.ask(BlockOp::Read { offset, len }).result.unwrap().unwrap().into_vec()
 }
 
 /// The guest reads all of its disk, while other requests of it may be in flight.
@@ -184,19 +122,6 @@ fn life(seed: u64) {
         // Another link has another generation, and the word of this one counts no more.
         primary.events.try_iter().for_each(|event| assert!(matches!(event, DiskEvent::Issued { .. }), "{event:?}"));
     }
-}
-
-/// A device whose writes hang while the switch is on.
-fn hanging(tuning: Tuning) -> (Arc<AtomicBool>, Tuning) {
-    let hangs = Arc::new(AtomicBool::new(false));
-    let on = Arc::clone(&hangs);
-    let faults = move |asked| {
-        while matches!(asked, Asked::Write(..)) && on.load(Ordering::SeqCst) {
-            std::thread::yield_now();
-        }
-        Strike::Pass
-    };
-    (hangs, Tuning { faults: Some(Arc::new(faults)), ..tuning })
 }
 
 #[test]
@@ -369,46 +294,6 @@ fn the_standby_lets_go_of_a_files_writes_when_they_are_durable_and_not_before() 
 }
 
 #[test]
-fn a_file_that_cannot_be_made_durable_is_a_disk_that_failed() {
-    let directory = tempfile::tempdir().unwrap();
-    let switch = Arc::new(AtomicBool::new(false));
-    let on = Arc::clone(&switch);
-    let faults = move |asked| if asked == Asked::Sync && on.load(Ordering::SeqCst) { Strike::Fail(libc::EIO) } else { Strike::Pass };
-    let (primary, standby) = pair(directory.path(), Tuning { faults: Some(Arc::new(faults)), ..tuning() });
-    switch.store(true, Ordering::SeqCst);
-
-    primary.write(0, 5, 512);
-    epoch(&primary, &standby, 2);
-
-    assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::GiveUp { .. }));
-    assert_eq!(standby.disk.oldest_kept(), Some(Epoch(2)), "the standby makes it again");
-}
-
-#[test]
-fn a_disk_that_has_lost_a_write_takes_none_for_a_standby_and_brings_none_in() {
-    let directory = tempfile::tempdir().unwrap();
-    let (switch, faulty) = failing(libc::EREMOTEIO);
-    let primary = alone(directory.path(), faulty);
-    let (standby, mut copy) = holding(&primary, tuning());
-    assert!(copy.next_piece().unwrap().is_none());
-    epoch(&primary, &standby, 1);
-    // A copy that was begun before the loss is no way around it.
-    switch.0.store(true, Ordering::SeqCst);
-    primary.write(0, 5, 512);
-    primary.disk.struck_out().unwrap();
-    let flush = primary.ask(BlockOp::Flush).result;
-    assert_eq!(flush, Err(BlockError::Io(libc::EREMOTEIO)));
-    switch.0.store(false, Ordering::SeqCst);
-
-    let refused = primary.disk.identity().unwrap_err();
-    assert!(matches!(refused, DiskError::Failed { .. }), "{refused}");
-    assert!(matches!(primary.disk.begin_copy(&Plan::Nothing, &standby.identity()), Err(DiskError::Failed { .. })));
-
-    let write = BlockOp::Write { offset: 0, data: vec![1; 512].into() };
-    assert_eq!(primary.ask(write).result, Err(BlockError::Io(libc::EREMOTEIO)));
-}
-
-#[test]
 fn a_guest_that_ended_has_its_writes_on_the_device_when_its_disk_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let (hangs, tuning) = hanging(tuning());
@@ -441,98 +326,6 @@ fn a_fenced_node_drops_what_it_holds_and_takes_nothing_any_more() {
     assert!(primary.disk.submit(BlockRequest { tag: 1, op: BlockOp::Flush }).is_err());
     drop(primary);
     assert_eq!(standby.content()[0], 0);
-}
-
-/// Writes fail with this error from the moment that the switch is thrown.
-fn failing(errno: i32) -> (Switch, Tuning) {
-    let switch = Switch::default();
-    let faults = switch.fail(is_write, errno);
-    (switch, Tuning { faults, ..tuning() })
-}
-
-#[test]
-fn a_device_that_fails_under_a_protected_primary_leaves_the_guest_and_its_writes_to_the_standby() {
-    let directory = tempfile::tempdir().unwrap();
-    let (switch, faulty) = failing(libc::EIO);
-    let (primary, standby) = pair(directory.path(), faulty);
-    primary.write(0, 5, 512);
-    primary.write(8192, 6, 512);
-    primary.submit(9, BlockOp::Flush);
-    switch.throw();
-
-    epoch(&primary, &standby, 2);
-
-    let event = primary.events.recv_timeout(BOUND).unwrap();
-    assert!(matches!(&event, DiskEvent::GiveUp { error, .. } if error.raw_os_error() == Some(libc::EIO)), "{event:?}");
-    assert_eq!(primary.done(), [], "the flush is not answered");
-    assert_eq!(read(&primary, 0, 512), [5; 512], "the guest's reads are right to its end");
-    drop(primary);
-    standby.disk.activate(BOUND).unwrap();
-    // The device submits what was in flight again.
-    assert_eq!(standby.ask(BlockOp::Flush).result, Ok(None));
-    assert_eq!((standby.content()[0], standby.content()[8192]), (5, 6));
-}
-
-#[test]
-fn a_device_that_fails_a_lone_guests_answered_write_gives_errors_from_then_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let (switch, faulty) = failing(libc::EREMOTEIO);
-    let (primary, _standby) = pair(directory.path(), faulty);
-    primary.write(0, 5, 512);
-    primary.submit(9, BlockOp::Flush);
-    switch.throw();
-
-    primary.disk.struck_out().unwrap();
-
-    let error = Err(BlockError::Io(libc::EREMOTEIO));
-    assert_eq!(primary.answers(), [BlockDone { tag: 9, result: error.clone() }]);
-    switch.back();
-    for op in [BlockOp::Flush, BlockOp::Read { offset: 0, len: 512 }, BlockOp::Write { offset: 0, data: vec![1; 512].into() }] {
-        assert_eq!(primary.ask(op).result, error.clone());
-    }
-}
-
-#[test]
-fn a_device_that_hangs_under_a_protected_primary_has_it_give_up_its_role() {
-    let directory = tempfile::tempdir().unwrap();
-    let (hangs, tuning) = hanging(Tuning { hang: Duration::from_millis(50), ..tuning() });
-    let (primary, standby) = pair(directory.path(), tuning);
-    primary.write(0, 5, 512);
-    hangs.store(true, Ordering::SeqCst);
-
-    epoch(&primary, &standby, 2);
-
-    assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::GiveUp { .. }));
-    hangs.store(false, Ordering::SeqCst);
-}
-
-#[test]
-fn a_node_whose_write_the_device_refuses_for_a_newer_owner_says_so_and_answers_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let (switch, faulty) = failing(libc::EBADE);
-    for protected in [true, false] {
-        switch.back();
-        let (primary, standby) = pair(directory.path(), faulty.clone());
-        if !protected {
-            primary.disk.struck_out().unwrap();
-        }
-        switch.throw();
-
-        primary.submit(1, BlockOp::Write { offset: 0, data: vec![1; 512].into() });
-        if protected {
-            epoch(&primary, &standby, 2);
-        }
-
-        assert!(matches!(primary.events.recv_timeout(BOUND).unwrap(), DiskEvent::ShutOut { .. }));
-        assert_eq!(primary.done().len(), usize::from(protected), "what was not held has no answer");
-        assert!(primary.disk.submit(BlockRequest { tag: 2, op: BlockOp::Flush }).is_err());
-
-        // Whoever had the disk at that moment may not have been the one who runs the guest.
-        let (tell, told) = std::sync::mpsc::channel();
-        let event = Box::new(move |event| tell.send(event).unwrap());
-        primary.disk.attach(Hooks { room: Box::new(|| {}), pressure: Box::new(|| {}), waiting: Box::new(|| {}), event });
-        assert!(matches!(told.recv_timeout(BOUND).unwrap(), DiskEvent::ShutOut { .. }));
-    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Two hosts' copies of a disk in one process, and a guest that writes at random; used by the tests of whole disks.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod shared;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
