@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::shared::{alone, committed_there, epoch, failing, hanging, holding, pair, read};
+use common::shared::{alone, epoch, failing, hanging, holding, pair, read};
 use common::*;
 use disk_buffer::disk::Tuning;
 use disk_buffer::engine::faults::{Asked, Strike};
