@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use lockstep::demo::world::GUEST_ADDRESS;
 use lockstep_lab::agent::Agent;
 use lockstep_lab::control::{self, NetName, Request, State, Verb};
@@ -41,8 +41,12 @@ hold between them (for --arbiter file:/arbiter/vm; those of /shared do not), tap
 guest (in br0 with eth2, the client network), eth1 is the replication network: h1 is 10.78.0.1, h2 10.78.0.2. br0 has no address.
 The guest's kernel command line: lab.ip=ADDRESS/PREFIX, lab.root=DEVICE (without: it stays in the initramfs), lab.services=redis,sqlite, lab.stamp=MIB.";
 
-/// Exit status of a suite that found nothing wrong and could not run everything either. (2 is for a wrong command line.)
+/// Exit status of a wrong command line: clap's own.
+const USAGE: u8 = 2;
+/// Exit status of a suite that found nothing wrong and could not run everything either.
 const NOT_PROVED: u8 = 3;
+/// Beyond it no bound on silence holds: a card is better cut.
+const LONGEST_DELAY_MS: f64 = 60_000.0;
 
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-lab", about = ABOUT, after_long_help = EXAMPLES)]
@@ -166,7 +170,8 @@ enum Cmd {
         /// Which network
         net: NetName,
         /// on or off
-        #[arg(value_parser = on_or_off)]
+        // Without the action a bool would be a flag, which takes no value.
+        #[arg(value_parser = on_or_off, action = ArgAction::Set)]
         state: bool,
     },
     /// Take a card out of the switch silently (off) or put it back (on)
@@ -177,7 +182,8 @@ enum Cmd {
         /// Which network
         net: NetName,
         /// on or off
-        #[arg(value_parser = on_or_off)]
+        // Without the action a bool would be a flag, which takes no value.
+        #[arg(value_parser = on_or_off, action = ArgAction::Set)]
         state: bool,
     },
     /// Cut a card silently in one direction or both; heal undoes it
@@ -191,7 +197,7 @@ enum Cmd {
         #[arg(default_value = "both")]
         way: Way,
     },
-    /// Delay and lose what a host sends; heal undoes it
+    /// Delay and lose what a host sends, or what is sent to it; heal undoes it
     Delay {
         /// h1, h2 or h3
         #[arg(value_parser = host_number)]
@@ -199,13 +205,17 @@ enum Cmd {
         /// Which network
         net: NetName,
         /// Milliseconds
+        #[arg(value_parser = milliseconds, allow_negative_numbers = true)]
         delay: f64,
         /// Lost frames, per cent
-        #[arg(default_value_t = 0.0)]
+        #[arg(default_value_t = 0.0, value_parser = per_cent, allow_negative_numbers = true)]
         loss: f64,
         /// Spread of the delay, milliseconds
-        #[arg(long, default_value_t = 0.0)]
+        #[arg(long, default_value_t = 0.0, value_parser = milliseconds, allow_negative_numbers = true)]
         jitter: f64,
+        /// Which way: from the host, to it, or both (each way has the whole delay)
+        #[arg(long, default_value = "from")]
+        way: Way,
     },
     /// Undo cut and delay
     Heal {
@@ -267,9 +277,23 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A delay or its spread.
+fn milliseconds(text: &str) -> Result<f64, String> {
+    let within = |delay: &f64| (0.0..=LONGEST_DELAY_MS).contains(delay);
+    text.parse().ok().filter(within).ok_or_else(|| format!("0 to {LONGEST_DELAY_MS} milliseconds"))
+}
+
+fn per_cent(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|part| (0.0..=100.0).contains(part)).ok_or_else(|| "0 to 100 per cent".to_owned())
+}
+
 pub fn main() -> ExitCode {
     match run(Cli::parse().verb) {
         Ok(code) => code,
+        Err(error @ LabError::Usage(_)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(USAGE)
+        }
         Err(error) => {
             eprintln!("error: {}", chain(&error));
             ExitCode::FAILURE
@@ -328,8 +352,8 @@ fn run(verb: Cmd) -> Result<ExitCode, LabError> {
         Cmd::Carrier { host, net, state } => ask(host, Verb::Carrier { net, up: state }),
         Cmd::Plug { host, net, state } => ask(host, Verb::Plug { net, plugged: state }),
         Cmd::Cut { host, net, way } => ask(host, Verb::Cut { net, way }),
-        Cmd::Delay { host, net, delay, loss, jitter } => {
-            ask(host, Verb::Shape { net, delay_ms: delay, jitter_ms: jitter, loss_percent: loss })
+        Cmd::Delay { host, net, delay, loss, jitter, way } => {
+            ask(host, Verb::Shape { net, way, delay_ms: delay, jitter_ms: jitter, loss_percent: loss })
         }
         Cmd::Heal { host, net } => ask(host, Verb::Heal { net }),
         Cmd::ShutOut { device } => Ok(reservations::shut_out(&device)),
@@ -475,4 +499,49 @@ fn client(state: &State, command: &[String]) -> Result<ExitCode, LabError> {
     let mut child = network.clients.spawn(Command::new(program).args(arguments))?;
     let status = child.wait().map_err(LabError::io(|| format!("wait for {program}")))?;
     Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Cmd, clap::Error> {
+        Cli::try_parse_from(["lockstep-lab"].into_iter().chain(line.split(' '))).map(|cli| cli.verb)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_card_is_switched_on_and_off_by_word() {
+        for (line, wanted) in [("carrier h1 replication off", false), ("carrier h1 replication on", true)] {
+            assert!(matches!(parsed(line), Ok(Cmd::Carrier { host: 1, net: NetName::Replication, state }) if state == wanted), "{line}");
+        }
+        for (line, wanted) in [("plug 2 clients off", false), ("plug 2 clients on", true)] {
+            assert!(matches!(parsed(line), Ok(Cmd::Plug { host: 2, net: NetName::Clients, state }) if state == wanted), "{line}");
+        }
+        assert!(parsed("carrier h1 replication maybe").is_err());
+    }
+
+    #[test]
+    fn a_delay_or_loss_that_cannot_be_is_a_wrong_command_line() {
+        assert!(matches!(parsed("delay h1 replication 5 0.5 --jitter 1 --way both"), Ok(Cmd::Delay { way: Way::Both, .. })));
+        assert!(matches!(parsed("delay h1 clients 5"), Ok(Cmd::Delay { way: Way::From, .. })));
+        for (line, told) in [
+            ("delay h1 replication 5 200", "0 to 100 per cent"),
+            ("delay h1 replication 5 -1", "0 to 100 per cent"),
+            ("delay h1 replication 5 nan", "0 to 100 per cent"),
+            ("delay h1 replication -5", "milliseconds"),
+            ("delay h1 replication inf", "milliseconds"),
+            ("delay h1 replication 5 --jitter -2", "milliseconds"),
+        ] {
+            let error = parsed(line).expect_err(line);
+            assert!(error.to_string().contains(told), "{line}: {error}");
+            assert_eq!(error.exit_code(), i32::from(USAGE), "{line}");
+        }
+    }
 }

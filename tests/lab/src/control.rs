@@ -48,7 +48,7 @@ pub enum Verb {
     Carrier { net: NetName, up: bool },
     Plug { net: NetName, plugged: bool },
     Cut { net: NetName, way: Way },
-    Shape { net: NetName, delay_ms: f64, jitter_ms: f64, loss_percent: f64 },
+    Shape { net: NetName, way: Way, delay_ms: f64, jitter_ms: f64, loss_percent: f64 },
     Heal { net: NetName },
 }
 
@@ -108,6 +108,8 @@ pub fn network(state: &State) -> Result<Network, LabError> {
 /// # Errors
 /// None is there, or what it was asked for failed.
 pub fn ask(runs: &Path, request: Request) -> Result<(), LabError> {
+    // That none is up is told as such, not as a socket that is missing or refuses.
+    state(runs)?;
     let path = file(&runs.join(NAME), "control");
     let io = || LabError::io(|| format!("ask the lab at {}", path.display()));
     let mut stream = UnixStream::connect(&path).map_err(io())?;
@@ -174,7 +176,28 @@ fn carry_out(lab: &mut Lab, request: Request) -> Result<(), LabError> {
         Verb::Carrier { net, up } => host.set_carrier(net.into(), up),
         Verb::Plug { net, plugged } => host.set_plugged(net.into(), plugged),
         Verb::Cut { net, way } => host.cut(net.into(), way),
-        Verb::Shape { net, delay_ms, jitter_ms, loss_percent } => host.shape(net.into(), Shape { delay_ms, jitter_ms, loss_percent }),
+        Verb::Shape { net, way, delay_ms, jitter_ms, loss_percent } => {
+            host.shape(net.into(), way, Shape { delay_ms, jitter_ms, loss_percent })
+        }
         Verb::Heal { net } => host.heal(net.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_lab_a_verb_is_told_how_to_start_one() {
+        let runs = tempfile::tempdir().expect("a directory");
+        let request = Request { host: 1, verb: Verb::Kill };
+        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("start one: lockstep-lab up"));
+
+        // What a keeper leaves that was killed.
+        let run = runs.path().join(NAME);
+        fs::create_dir_all(&run).expect("a run");
+        let gone = State { keeper: 1, switch: "/proc/0/fd/3".into(), clients: "/proc/0/fd/4".into(), hosts: 2 };
+        fs::write(run.join("state.json"), serde_json::to_string(&gone).expect("a state")).expect("written");
+        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("start one: lockstep-lab up"));
     }
 }

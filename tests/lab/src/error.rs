@@ -94,6 +94,9 @@ pub enum LabError {
         /// The time it took.
         used: Duration,
     },
+    /// What was asked for makes no sense: the asker must ask otherwise.
+    #[error("{0}")]
+    Usage(String),
     /// A scenario found what must not be.
     #[error("{0}")]
     Found(String),

@@ -6,18 +6,18 @@ use crate::error::LabError;
 use crate::host::Host;
 use crate::net::Net;
 
-/// Which way a host's card is cut.
+/// Which way a host's card is cut or shaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 pub enum Way {
-    /// What the host sends does not arrive.
+    /// What the host sends.
     From,
-    /// What is sent to the host does not arrive.
+    /// What is sent to the host.
     To,
-    /// Neither.
+    /// Either.
     Both,
 }
 
-/// What happens to what a host sends on a card.
+/// What happens to frames on their way from or to a host's card.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shape {
     /// Delay.
@@ -29,15 +29,40 @@ pub struct Shape {
 }
 
 impl Host {
-    /// Cuts a card silently: the carrier stays, no error is told.
+    /// Cuts a card silently: the carrier stays, no error is told. In place of an earlier cut or [`Self::shape`] of that way.
     ///
     /// # Errors
     /// The host does not answer, or its kernel refuses.
     pub fn cut(&self, net: Net, way: Way) -> Result<(), LabError> {
         let card = net.card();
         let from = format!("modprobe sch_netem && tc qdisc replace dev {card} root netem loss 100%");
+        let to = format!("modprobe act_gact && {}", arriving(card, "drop"));
+        let script = match way {
+            Way::From => from,
+            Way::To => to,
+            Way::Both => format!("{from} && {to}"),
+        };
+        self.must(&script).map(drop)
+    }
+
+    /// Delays and loses what the host sends on a card, or what is sent to it. In place of an earlier [`Self::cut`] or shape of that way.
+    ///
+    /// # Errors
+    /// As [`Self::cut`].
+    pub fn shape(&self, net: Net, way: Way, shape: Shape) -> Result<(), LabError> {
+        let card = net.card();
+        // The queue must hold what is on its way: 1.5 Gb/s for a second.
+        let Shape { delay_ms, jitter_ms, loss_percent } = shape;
+        let netem = |card: &str| {
+            format!("tc qdisc replace dev {card} root netem limit 100000 delay {delay_ms}ms {jitter_ms}ms loss {loss_percent}%")
+        };
+        let from = format!("modprobe sch_netem && {}", netem(card));
+        // What arrives can only be queued at a card that it leaves by: it takes a turn through one of its own, and goes on as if it came from the wire.
+        let (turn, turned) = (turn(card), netem(&turn(card)));
         let to = format!(
-            "modprobe -a sch_ingress cls_matchall act_gact && tc qdisc replace dev {card} clsact && tc filter replace dev {card} ingress prio 1 matchall action drop"
+            "modprobe -a sch_netem act_mirred && modprobe ifb numifbs=0 && {{ ip link show {turn} >/dev/null 2>&1 || ip link add {turn} type ifb; }} && \
+             ip link set {turn} up && {turned} && {}",
+            arriving(card, &format!("mirred egress redirect dev {turn}"))
         );
         let script = match way {
             Way::From => from,
@@ -47,26 +72,29 @@ impl Host {
         self.must(&script).map(drop)
     }
 
-    /// Delays and loses what the host sends on a card.
-    ///
-    /// # Errors
-    /// As [`Self::cut`].
-    pub fn shape(&self, net: Net, shape: Shape) -> Result<(), LabError> {
-        // The queue must hold what is on its way: 1.5 Gb/s for a second.
-        let Shape { delay_ms, jitter_ms, loss_percent } = shape;
-        self.must(&format!(
-            "modprobe sch_netem && tc qdisc replace dev {} root netem limit 100000 delay {delay_ms}ms {jitter_ms}ms loss {loss_percent}%",
-            net.card()
-        ))
-        .map(drop)
-    }
-
     /// Undoes [`Self::cut`] and [`Self::shape`].
     ///
     /// # Errors
     /// The host does not answer.
     pub fn heal(&self, net: Net) -> Result<(), LabError> {
         let card = net.card();
-        self.must(&format!("tc qdisc del dev {card} root 2>/dev/null; tc qdisc del dev {card} clsact 2>/dev/null; true")).map(drop)
+        let turn = turn(card);
+        self.must(&format!(
+            "tc qdisc del dev {card} root 2>/dev/null; tc qdisc del dev {card} clsact 2>/dev/null; ip link del {turn} 2>/dev/null; true"
+        ))
+        .map(drop)
     }
+}
+
+/// Has all that arrives at `card` done with by `action`, in place of what was done with it before (one matchall filter cannot be replaced by another).
+fn arriving(card: &str, action: &str) -> String {
+    format!(
+        "modprobe -a sch_ingress cls_matchall && tc qdisc replace dev {card} clsact && {{ tc filter del dev {card} ingress prio 1 2>/dev/null; true; }} && \
+         tc filter add dev {card} ingress prio 1 matchall action {action}"
+    )
+}
+
+/// Name of the card by which what arrives at `card` takes its turn.
+fn turn(card: &str) -> String {
+    format!("to-{card}")
 }

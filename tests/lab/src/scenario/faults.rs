@@ -146,7 +146,7 @@ pub fn client_cut(course: &mut Course, (load, _, faults): Given<'_, '_>) -> Resu
 pub fn slow_link(course: &mut Course, (load, row, faults): Given<'_, '_>) -> Result<(), LabError> {
     let shape = Shape { delay_ms: 2.0, jitter_ms: 1.0, loss_percent: 0.5 };
     for number in [1, 2] {
-        course.lab.host(number)?.shape(Net::Replication, shape)?;
+        course.lab.host(number)?.shape(Net::Replication, Way::From, shape)?;
     }
     load.until_more(SERVED_BOUND)?;
     // A lost frame may cost a retransmission longer than the bound on silence: that is a strike-out, after which a standby joins again.

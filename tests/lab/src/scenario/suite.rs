@@ -45,8 +45,27 @@ pub enum Verdict {
     NotProved,
 }
 
+/// A filter's parts.
+fn parts(filter: &str) -> Vec<&str> {
+    filter.split(',').filter(|part| !part.is_empty()).collect()
+}
+
+/// Refuses a filter with a part that picks nothing: of a name that is written wrong, nobody must believe that it was played.
+fn check_filter(filter: &str) -> Result<(), LabError> {
+    let parts = parts(filter);
+    let picks = |part: &str| ALL.iter().any(|s| if s.by_name { s.name == part } else { s.name.contains(part) });
+    let Some(part) = parts.iter().find(|part| !picks(part)) else { return Ok(()) };
+    let named: Vec<&str> = ALL.iter().filter(|s| s.by_name && s.name.contains(part)).map(|s| s.name).collect();
+    Err(LabError::Usage(if named.is_empty() {
+        let names: Vec<&str> = ALL.iter().map(|s| s.name).collect();
+        format!("--filter (LAB_FILTER): no scenario is called like {part:?}; there are {}", names.join(", "))
+    } else {
+        format!("--filter (LAB_FILTER) {part:?}: played by their whole names only; write {}", named.join(" or "))
+    }))
+}
+
 fn wanted<'a>(options: &'a SuiteOptions) -> impl Iterator<Item = &'static Scenario> + 'a {
-    let parts: Vec<&str> = options.filter.split(',').filter(|p| !p.is_empty()).collect();
+    let parts = parts(&options.filter);
     ALL.iter().filter(move |s| match s.by_name {
         true => parts.contains(&s.name) || (options.soak && parts.is_empty()),
         false => parts.is_empty() || parts.iter().any(|part| s.name.contains(part)),
@@ -64,13 +83,10 @@ fn missing() -> Option<String> {
 /// Runs the suite. What cannot be run here is skipped loudly, or fails where `LOCKSTEP_REQUIRE_KVM` is set.
 ///
 /// # Errors
-/// The report cannot be written, or the filter picks nothing.
+/// The report cannot be written, or a part of the filter picks nothing.
 pub fn run(paths: &Paths, options: &SuiteOptions, tell: &dyn Fn(&str)) -> Result<Verdict, LabError> {
+    check_filter(&options.filter)?;
     let scenarios: Vec<&Scenario> = wanted(options).collect();
-    if scenarios.is_empty() {
-        let names: Vec<&str> = ALL.iter().map(|s| s.name).collect();
-        return Err(LabError::Found(format!("no scenario is called like {:?}; there are {}", options.filter, names.join(", "))));
-    }
     let prepared = match missing() {
         None => prepare(paths, Series::V6_12, Series::V6_12, false, tell).map_err(|e| chain(&e)),
         Some(why) => Err(why),
@@ -199,6 +215,15 @@ mod tests {
         assert_eq!(named("").len(), ALL.iter().filter(|s| !s.by_name).count());
         assert_eq!(named("debian-host-death"), ["debian-host-death"]);
         assert_eq!(named("hang,carrier"), ["host-hang", "replication-carrier"]);
+    }
+
+    #[test]
+    fn a_filter_with_a_part_that_picks_nothing_is_a_wrong_command_line() {
+        assert!(check_filter("").is_ok() && check_filter("hang,shared-sleeper,").is_ok());
+        for (filter, told) in [("nosuch", "host-death"), ("hang,nosuch", "\"nosuch\""), ("shared-sleep", "write shared-sleeper")] {
+            let error = check_filter(filter).expect_err(filter);
+            assert!(matches!(&error, LabError::Usage(text) if text.contains(told)), "{filter}: {error}");
+        }
     }
 
     fn tried(mut outcomes: Vec<Result<(), LabError>>) -> (Row, Verdict, usize) {
