@@ -59,28 +59,28 @@ pub enum Exit {
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The primary failed.
-    #[error("primary")]
+    #[error("the primary failed")]
     Primary(#[from] primary::PrimaryError),
     /// The standby failed.
-    #[error("standby")]
+    #[error("the standby failed")]
     Replica(#[from] replica::ReplicaError),
     /// The machine cannot be made or booted.
-    #[error("machine")]
+    #[error("cannot make the machine and load its guest")]
     Machine(#[from] vmm::VmmError),
     /// The replication port cannot be had.
-    #[error("replication port")]
+    #[error("cannot listen on the replication port")]
     Transport(#[from] TransportError),
     /// The arbiter does not grant the guest to this node.
     #[error("not granted: {0}")]
     Refused(String),
     /// A disk cannot be used.
-    #[error("disk")]
+    #[error("cannot use the disks as they are given")]
     Disk(#[from] disk_buffer::DiskError),
     /// Older owners could not be shut out of the shared disks.
-    #[error("shared disks")]
+    #[error("cannot shut older owners out of the shared disks")]
     Fence(#[from] failover::fence::FenceError),
     /// The output buffer cannot be made.
-    #[error("output buffer")]
+    #[error("cannot make the buffer for the guest's output")]
     Output(#[from] net_buffer::BufferError),
     /// A file cannot be opened.
     #[error("opening {what} {path}: {source}; check the path and its permissions")]

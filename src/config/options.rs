@@ -28,7 +28,7 @@ pub struct NodeOptions {
     /// Kernel to boot: bzImage or ELF [default: the built-in key-value server]
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub kernel: Option<PathBuf>,
-    /// Initial RAM disk
+    /// Initial RAM disk, for a --kernel
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub initramfs: Option<PathBuf>,
     /// Kernel command line
@@ -37,10 +37,10 @@ pub struct NodeOptions {
     /// Guest memory, in whole 2 MiB pieces [default: 256M]
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     pub memory: Option<ByteSize>,
-    /// Virtual CPUs [default: 1]
+    /// Virtual CPUs, 1 to 32; tested with up to 16 [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub vcpus: Option<u32>,
-    /// Network port: tap=NAME[,mac=52:54:..]; repeat for more ports [default MAC: made from the VM's name]
+    /// Network port (the built-in guest needs one): tap=NAME[,mac=52:54:..]; repeat for more ports [default MAC: made from the VM's name]
     #[arg(long, value_name = "tap=NAME,mac=MAC", help_heading = "Machine")]
     #[serde(deserialize_with = "one_or_many")]
     pub net: Vec<String>,

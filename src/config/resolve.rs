@@ -109,6 +109,11 @@ impl NodeOptions {
         }
         let kernel = self.kernel.map_or(Kernel::BuiltIn, Kernel::File);
         let built_in = kernel == Kernel::BuiltIn;
+        if built_in && self.initramfs.is_some() {
+            return Err(ConfigError::Conflict(
+                "--initramfs is for a --kernel: the built-in guest takes none; give the kernel too, or leave it out",
+            ));
+        }
         let machine = MachineConfig {
             kernel,
             initramfs: self.initramfs,
@@ -127,6 +132,7 @@ impl NodeOptions {
             backing: self.backing.unwrap_or(Backing::Anonymous),
         };
         check_devices(&machine)?;
+        let unreachable = built_in && machine.nets.is_empty();
         let peering = peering(verb, self.standby, self.listen, self.arbiter)?;
         if peering == Peering::Alone && machine.disks.iter().any(|disk| disk.mode == DiskMode::Shared) {
             return Err(ConfigError::Missing {
@@ -143,6 +149,13 @@ impl NodeOptions {
                 ByteSize(delta_cache_bytes),
                 format!("the host has only {} MiB of memory", host_bytes >> 20),
             ));
+        }
+        // Last: whoever tries things out hears of everything else first.
+        if unreachable {
+            return Err(ConfigError::Missing {
+                key: "--net",
+                why: "the built-in guest is a server on the network and does not start without a port; write --net tap=NAME (an existing TAP device), or give a --kernel",
+            });
         }
         Ok(NodeConfig {
             vm: VmId(vm),
@@ -288,17 +301,15 @@ fn console(given: Option<String>, events: &Option<Sink>) -> Result<Console, Conf
         (None, Some(Sink::Stdout)) | (Some("none"), _) => Ok(Console::None),
         (None | Some("stdio"), _) => Ok(Console::Stdio),
         (Some(text), _) => {
-            let (kind, path) = text.split_once(':').unwrap_or(("", text));
-            match (kind, path) {
-                ("" | "file" | "socket", "" | "file" | "socket") => {
-                    Err(value("--console", format!("{text:?}"), "write stdio, none, file:PATH or socket:PATH"))
-                }
-                ("socket", path) if path.len() > LONGEST_SOCKET_PATH => {
+            match text.split_once(':') {
+                Some(("socket", path)) if path.len() > LONGEST_SOCKET_PATH => {
                     Err(value("--console", text, format!("the path of a socket has at most {LONGEST_SOCKET_PATH} bytes")))
                 }
-                ("socket", path) => Ok(Console::Socket(PathBuf::from(path))),
-                ("file", path) => Ok(Console::File(PathBuf::from(path))),
-                _ => Ok(Console::File(PathBuf::from(text))),
+                Some(("socket", path)) if !path.is_empty() => Ok(Console::Socket(PathBuf::from(path))),
+                Some(("file", path)) if !path.is_empty() => Ok(Console::File(PathBuf::from(path))),
+                // A word that is none of ours is a typing error, before a colon too: a path has a slash before its colons.
+                kind if kind.map_or(text, |(kind, _)| kind).contains('/') => Ok(Console::File(PathBuf::from(text))),
+                _ => Err(value("--console", format!("{text:?}"), "write stdio, none, file:PATH or socket:PATH")),
             }
         }
     }

@@ -6,8 +6,9 @@ use crate::config::units::Span;
 
 const HOST: u64 = 8 << 30;
 
+/// The least that a node needs.
 fn options() -> NodeOptions {
-    NodeOptions { node: Some("a".into()), ..NodeOptions::default() }
+    NodeOptions { node: Some("a".into()), net: vec!["tap=tap9".into()], ..NodeOptions::default() }
 }
 
 fn error(options: NodeOptions, verb: Verb) -> String {
@@ -23,7 +24,7 @@ fn with_net(nets: &[&str]) -> NodeOptions {
 }
 
 #[test]
-fn nothing_but_defaults_runs_alone() {
+fn nothing_but_a_network_port_runs_alone() {
     let config = options().resolve_on(Verb::Run, HOST).expect("defaults");
     assert_eq!(config.peering, Peering::Alone);
     assert_eq!(config.machine.memory.bytes(), defaults::MEMORY);
@@ -186,12 +187,27 @@ fn the_mmio_bus_has_as_many_devices_as_interrupt_lines() {
 }
 
 #[test]
+fn the_built_in_guest_needs_a_network_port_and_takes_no_initramfs() {
+    let without = NodeOptions { net: Vec::new(), ..options() };
+    let message = error(without.clone(), Verb::Run);
+    assert!(message.contains("--net is missing") && message.contains("--net tap=NAME"), "{message}");
+    let kernel = NodeOptions { kernel: Some("/boot/vmlinuz".into()), ..without };
+    assert_eq!(kernel.clone().resolve_on(Verb::Run, HOST).expect("a kernel may do without").machine.nets, []);
+
+    let initramfs = Some(PathBuf::from("/boot/initrd.img"));
+    let message = error(NodeOptions { initramfs: initramfs.clone(), ..options() }, Verb::Run);
+    assert!(message.contains("--initramfs is for a --kernel"), "{message}");
+    NodeOptions { initramfs, ..kernel }.resolve_on(Verb::Run, HOST).expect("a kernel with its initramfs");
+}
+
+#[test]
 fn the_console_goes_where_it_is_told() {
     let console = |text: &str| NodeOptions { console: Some(text.into()), ..options() }.resolve_on(Verb::Run, HOST).map(|c| c.console);
     assert_eq!(console("socket:/run/a"), Ok(Console::Socket("/run/a".into())));
     assert_eq!(console("file:/run/a"), Ok(Console::File("/run/a".into())));
     assert_eq!(console("/run/a:b"), Ok(Console::File("/run/a:b".into())));
-    for bad in ["", "socket", "socket:", "file:", "file"] {
+    assert_eq!(console("./a"), Ok(Console::File("./a".into())));
+    for bad in ["", "socket", "socket:", "file:", "file", "sdtio", "bogus", "stdio:", "sokcet:/run/a", ":/run/a"] {
         assert!(console(bad).expect_err(bad).to_string().contains("socket:PATH"), "{bad:?}");
     }
     assert!(console(&format!("socket:/{}", "x".repeat(107))).expect_err("too long").to_string().contains("107"));

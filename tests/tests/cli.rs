@@ -175,6 +175,15 @@ fn a_missing_tap_is_named_and_not_made() {
     assert!(!devices.contains("nosuchtap"), "{devices}");
 }
 
+/// Sets p_paddr of every program header of an ELF image.
+fn place_segments(image: &mut [u8], address: u64) {
+    let table = usize::try_from(u64::from_le_bytes(image[32..40].try_into().expect("e_phoff"))).expect("small");
+    for header in 0..usize::from(u16::from_le_bytes(image[56..58].try_into().expect("e_phnum"))) {
+        let paddr = table + header * 56 + 24;
+        image[paddr..paddr + 8].copy_from_slice(&address.to_le_bytes());
+    }
+}
+
 #[test]
 fn a_kernel_that_is_none_is_refused_by_name_before_anything_is_asked_of_the_arbiter() {
     let Some(namespace) = nowhere() else { return };
@@ -187,12 +196,8 @@ fn a_kernel_that_is_none_is_refused_by_name_before_anything_is_asked_of_the_arbi
     // e_machine: EM_AARCH64.
     wrong_machine[18..20].copy_from_slice(&183u16.to_le_bytes());
     let mut outside = image.to_vec();
-    // p_paddr of every program header, beyond any guest's memory.
-    let table = usize::try_from(u64::from_le_bytes(image[32..40].try_into().expect("e_phoff"))).expect("small");
-    for header in 0..usize::from(u16::from_le_bytes(image[56..58].try_into().expect("e_phnum"))) {
-        let paddr = table + header * 56 + 24;
-        outside[paddr..paddr + 8].copy_from_slice(&(1u64 << 45).to_le_bytes());
-    }
+    // Beyond any guest's memory.
+    place_segments(&mut outside, 1 << 45);
     for path in [
         PathBuf::from("/nowhere/vmlinux"),
         directory.path().to_owned(),
@@ -213,8 +218,36 @@ fn a_kernel_that_is_none_is_refused_by_name_before_anything_is_asked_of_the_arbi
 #[test]
 fn an_initramfs_that_is_missing_is_refused_by_name() {
     let Some(namespace) = nowhere() else { return };
-    let output = run_in(&namespace, &["run", "--console", "none", "--initramfs", "/nowhere/initrd"]);
+    let directory = tempfile::tempdir().expect("a directory");
+    let kernel = file_with(directory.path(), "vmlinux", guest::IMAGE);
+    let kernel = kernel.to_str().expect("a path");
+    let output = run_in(&namespace, &["run", "--console", "none", "--kernel", kernel, "--initramfs", "/nowhere/initrd"]);
     assert_refused(&output, FAILED, &["/nowhere/initrd"]);
+}
+
+#[test]
+fn a_kernel_too_large_for_its_memory_is_refused_with_that_remedy_alone() {
+    let Some(namespace) = nowhere() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut image = guest::IMAGE.to_vec();
+    place_segments(&mut image, 1 << 30);
+    let kernel = file_with(directory.path(), "vmlinux", &image);
+    let output = run_in(&namespace, &["run", "--console", "none", "--memory", "64M", "--kernel", kernel.to_str().expect("a path")]);
+    assert_refused(&output, FAILED, &["vmlinux", "64 MiB", "--memory"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("bzImage"), "{output:?}");
+}
+
+#[test]
+fn what_a_guest_cannot_start_with_or_a_word_for_the_console_that_is_none_is_a_wrong_command_line() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let refused = |arguments: &[&str], told: &[&str]| {
+        let output = command(arguments).current_dir(directory.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+        assert_refused(&output.expect("started"), USAGE, told);
+    };
+    refused(&["run", "--console", "none"], &["--net", "tap=NAME"]);
+    refused(&["run", "--net", "tap=tap0", "--initramfs", "/boot/initrd.img"], &["--initramfs", "--kernel"]);
+    refused(&["run", "--net", "tap=tap0", "--console", "sdtio"], &["sdtio", "stdio, none, file:PATH or socket:PATH"]);
+    assert_eq!(directory.path().read_dir().expect("a directory").count(), 0, "and no file of that name is made");
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn without_a_fence_neither_node_starts_and_the_remedy_is_told() {
     let directory = tempfile::tempdir().expect("a directory");
     let image = Image::new(directory.path().join("shared.img"), BYTES);
     let arbiter = format!("file:{}", directory.path().join("record").display());
-    for part in [&["run"][..], &["standby", "--listen", "127.0.0.1:7399"]] {
+    for part in [&["run", "--net", "tap=none"][..], &["standby", "--net", "tap=none", "--listen", "127.0.0.1:7399"]] {
         let disk = format!("path={},mode=shared", image.path().display());
         let mut command = Command::new(program::lockstep());
         command.args(part).args(["--disk", &disk, "--arbiter", &arbiter, "--memory", "64M", "--console", "none"]);

@@ -65,8 +65,16 @@ pub enum VmmError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The kernel image needs more memory than the guest has.
+    #[error("{image} cannot be booted: {reason}; give the guest more memory (--memory)")]
+    KernelTooLarge {
+        /// The file, or "built-in image".
+        image: String,
+        /// How much it needs.
+        reason: String,
+    },
     /// Something does not fit into guest memory.
-    #[error("{what} of {bytes} bytes does not fit into guest memory; give the guest more memory")]
+    #[error("{what} of {bytes} bytes does not fit into guest memory; give the guest more memory (--memory)")]
     DoesNotFit {
         /// What.
         what: &'static str,

@@ -12,7 +12,7 @@ use linux_loader::{
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 
 use super::{
-    Loaded, Placed,
+    Loaded, Placed, Unfit,
     places::{self, CMDLINE, EXTENDED_START, ZERO_PAGE},
     u16_at, u32_at, u64_at,
 };
@@ -110,7 +110,7 @@ impl Header {
 
     /// Where the kernel goes in `bytes` of memory: where it prefers to be. Even one that may be anywhere must not be put lower: it would move itself up to there before it unpacks
     /// itself (Documentation/arch/x86/boot.rst, init_size), beyond the end of a small memory and without a word.
-    fn place(&self, image: &[u8], bytes: u64) -> Result<u64, String> {
+    fn place(&self, image: &[u8], bytes: u64) -> Result<u64, Unfit> {
         let needs = self.init_size.max(image.len() as u64 - self.payload_at);
         let fits = |address: u64| {
             let first = memory::ranges(bytes)[0];
@@ -119,8 +119,13 @@ impl Header {
         if fits(self.preferred) {
             return Ok(self.preferred);
         }
-        let mib = self.preferred.saturating_add(needs).div_ceil(1 << 20);
-        Err(format!("it needs {mib} MiB of memory to unpack itself and the guest has {} MiB; give the guest more memory", bytes >> 20))
+        let end = self.preferred.saturating_add(needs);
+        if self.preferred < EXTENDED_START || end > memory::LOW_MEMORY_END {
+            let preferred = self.preferred;
+            return Err(format!("its header asks for {needs} bytes at {preferred:#x}, where no guest has memory for a kernel").into());
+        }
+        let (mib, has) = (end.div_ceil(1 << 20), bytes >> 20);
+        Err(Unfit::TooLarge(format!("it needs {mib} MiB of memory to unpack itself and the guest has {has} MiB")))
     }
 
     /// First address that the initial RAM file system must not reach.
@@ -130,7 +135,7 @@ impl Header {
 }
 
 /// Loads the protected-mode kernel.
-pub(super) fn load(image: &[u8], header: &Header, guest: &GuestMemory, bytes: u64) -> Result<(Loaded, setup_header), String> {
+pub(super) fn load(image: &[u8], header: &Header, guest: &GuestMemory, bytes: u64) -> Result<(Loaded, setup_header), Unfit> {
     let address = header.place(image, bytes)?;
     let loaded = BzImage::load(guest, Some(GuestAddress(address)), &mut Cursor::new(image), None).map_err(|error| error.to_string())?;
     let setup = loaded.setup_header.ok_or("its setup header cannot be read")?;

@@ -17,11 +17,11 @@ use linux_loader::{
 use vm_memory::{ByteValued, Bytes as _, GuestAddress};
 
 use super::{
-    Loaded, Placed,
+    Loaded, Placed, Unfit,
     places::{self, CMDLINE, MEMORY_MAP, MODULES, START_INFO},
     u16_at, u64_at,
 };
-use crate::{GuestMemory, VmmError, acpi};
+use crate::{GuestMemory, VmmError, acpi, memory};
 
 const START_MAGIC: u32 = 0x336e_c578;
 
@@ -54,14 +54,14 @@ struct Taken {
 }
 
 /// Loads the image; the entry point's address.
-pub(super) fn load(image: &[u8], guest: &GuestMemory, bytes: u64) -> Result<Loaded, String> {
+pub(super) fn load(image: &[u8], guest: &GuestMemory, bytes: u64) -> Result<Loaded, Unfit> {
     let taken = check(image, bytes)?;
     let loaded = Elf::load(guest, None, &mut Cursor::new(image), None).map_err(|error| error.to_string())?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err("it has no PVH entry note (XEN_ELFNOTE_PHYS32_ENTRY); a Linux kernel needs CONFIG_PVH=y".into());
     };
     if !places::in_memory(entry.0, 1, bytes) {
-        return Err(format!("its PVH entry point {:#x} is outside guest memory", entry.0));
+        return Err(format!("its PVH entry point {:#x} is outside guest memory", entry.0).into());
     }
     // Memory is not empty when a guest is booted again.
     for (start, length) in taken.zeros {
@@ -71,7 +71,7 @@ pub(super) fn load(image: &[u8], guest: &GuestMemory, bytes: u64) -> Result<Load
 }
 
 /// Everything that linux-loader takes on trust, or would only answer with a general error.
-fn check(image: &[u8], memory_bytes: u64) -> Result<Taken, String> {
+fn check(image: &[u8], memory_bytes: u64) -> Result<Taken, Unfit> {
     if image.len() < ELF_HEADER {
         return Err("it is truncated: shorter than an ELF header".into());
     }
@@ -80,11 +80,13 @@ fn check(image: &[u8], memory_bytes: u64) -> Result<Taken, String> {
     }
     let machine = u16_at(image, 18);
     if u32::from(machine) != EM_X86_64 {
-        return Err(format!("it is for another machine (ELF machine {machine}, x86-64 is {EM_X86_64})"));
+        return Err(format!("it is for another machine (ELF machine {machine}, x86-64 is {EM_X86_64})").into());
     }
     let (table, size, count) = (u64_at(image, 32), usize::from(u16_at(image, 54)), usize::from(u16_at(image, 56)));
     if size != PROGRAM_HEADER || count == 0 || count > PROGRAM_HEADERS_MAX {
-        return Err(format!("it has {count} program headers of {size} bytes; a kernel has 1 to {PROGRAM_HEADERS_MAX} of {PROGRAM_HEADER}"));
+        return Err(
+            format!("it has {count} program headers of {size} bytes; a kernel has 1 to {PROGRAM_HEADERS_MAX} of {PROGRAM_HEADER}").into()
+        );
     }
     let headers = usize::try_from(table).ok().and_then(|start| image.get(start..start.checked_add(size * count)?));
     let headers = headers.ok_or("it is truncated: the program headers lie beyond its end")?;
@@ -100,14 +102,17 @@ fn check(image: &[u8], memory_bytes: u64) -> Result<Taken, String> {
         }
         if kind == elf::PT_LOAD && memory_size > 0 {
             if file_size > memory_size || !places::in_memory(address, memory_size, memory_bytes) {
-                let mib = address.saturating_add(memory_size).div_ceil(1 << 20);
-                return Err(format!(
-                    "its segment at {address:#x} of {memory_size} bytes is outside the {} MiB of guest memory; it takes more than {mib} MiB",
-                    memory_bytes >> 20
-                ));
+                let (end, has) = (address.saturating_add(memory_size), memory_bytes >> 20);
+                let reason = format!("its segment at {address:#x} of {memory_size} bytes is outside the {has} MiB of guest memory");
+                // Beyond the first slot no kernel lies: such an image is damaged, not large.
+                return Err(if file_size > memory_size || end > memory::LOW_MEMORY_END {
+                    Unfit::Bad(reason)
+                } else {
+                    Unfit::TooLarge(format!("{reason}; it takes more than {} MiB", end.div_ceil(1 << 20)))
+                });
             }
             if let Some(what) = places::collision(address, memory_size) {
-                return Err(format!("its segment at {address:#x} overlaps {what}"));
+                return Err(format!("its segment at {address:#x} overlaps {what}").into());
             }
             taken.end = taken.end.max(address + memory_size);
             taken.zeros.push((address + file_size, memory_size - file_size));
@@ -154,7 +159,10 @@ mod tests {
     #[test]
     fn files_that_are_no_kernel_are_refused_by_what_is_wrong_with_them() {
         let memory = 64 << 20;
-        let reason = |image: &[u8]| check(image, memory).expect_err("must be refused");
+        let reason = |image: &[u8]| match check(image, memory) {
+            Err(Unfit::Bad(reason)) => reason,
+            other => panic!("{other:?}"),
+        };
         assert!(reason(b"\x7fELF\x02\x01").contains("truncated"));
         let mut image = vec![0u8; 256];
         image[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -176,5 +184,7 @@ mod tests {
         assert!(reason(&image).contains("overlaps"));
         image[64 + 24..64 + 32].copy_from_slice(&(u64::MAX - 3).to_le_bytes());
         assert!(reason(&image).contains("outside"));
+        image[64 + 24..64 + 32].copy_from_slice(&(1u64 << 30).to_le_bytes());
+        assert!(matches!(check(&image, memory), Err(Unfit::TooLarge(reason)) if reason.contains("more than 1025 MiB")));
     }
 }

@@ -50,11 +50,36 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+/// Why a kernel cannot be loaded.
+#[derive(Debug, PartialEq, Eq)]
+enum Unfit {
+    /// The image is not one that can be booted, whatever the guest's memory.
+    Bad(String),
+    /// It would be with more memory.
+    TooLarge(String),
+}
+
+impl From<String> for Unfit {
+    fn from(reason: String) -> Unfit {
+        Unfit::Bad(reason)
+    }
+}
+
+impl From<&str> for Unfit {
+    fn from(reason: &str) -> Unfit {
+        Unfit::Bad(reason.to_owned())
+    }
+}
+
 /// Brings everything a guest needs at its start into guest memory of `bytes` bytes. What else is in memory stays: as on a PC, a guest that boots again
 /// finds what it left.
 pub(crate) fn load(images: &BootImages, guest: &GuestMemory, bytes: u64, hardware: &Hardware) -> Result<Entry, VmmError> {
     let image = images.kernel(bytes)?;
     let bad = |reason: String| VmmError::BadKernel { image: images.name(), reason };
+    let unfit = |why: Unfit| match why {
+        Unfit::Bad(reason) => bad(reason),
+        Unfit::TooLarge(reason) => VmmError::KernelTooLarge { image: images.name(), reason },
+    };
     let initramfs = images.initramfs(bytes)?;
     let content = initramfs.as_deref();
     let low_end = memory::ranges(bytes)[0].1;
@@ -63,14 +88,14 @@ pub(crate) fn load(images: &BootImages, guest: &GuestMemory, bytes: u64, hardwar
     if bzimage::is_one(&image) {
         let header = bzimage::Header::parse(&image).map_err(&bad)?;
         write_cmdline(guest, &cmdline(images, hardware, header.cmdline_max.saturating_add(1))?)?;
-        let (loaded, setup) = bzimage::load(&image, &header, guest, bytes).map_err(&bad)?;
+        let (loaded, setup) = bzimage::load(&image, &header, guest, bytes).map_err(&unfit)?;
         let placed = content.map(|content| place_initramfs(guest, content, loaded.end, low_end.min(header.initrd_end()))).transpose()?;
         bzimage::write_zero_page(guest, bytes, pci, setup, placed)?;
         entry::write_tables(guest)?;
         Ok(Entry::Long { address: loaded.entry })
     } else if image.starts_with(b"\x7fELF") {
         write_cmdline(guest, &cmdline(images, hardware, CMDLINE_MAX)?)?;
-        let loaded = elf::load(&image, guest, bytes).map_err(&bad)?;
+        let loaded = elf::load(&image, guest, bytes).map_err(&unfit)?;
         let placed = content.map(|content| place_initramfs(guest, content, loaded.end, low_end)).transpose()?;
         elf::write_start_info(guest, bytes, pci, placed)?;
         Ok(Entry::Pvh { address: loaded.entry })
