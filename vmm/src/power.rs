@@ -10,7 +10,7 @@
 
 use crate::{
     BootConfig, BootImages, Machine, Paused, VmmError,
-    acpi::{self, EVENT_NEW_GENERATION, EVENT_POWER_BUTTON, Hardware},
+    acpi::{EVENT_POWER_BUTTON, Hardware},
     attach,
     boot::{self, Entry, entry},
     devices::{DeviceError, lock},
@@ -71,20 +71,6 @@ impl Machine {
     pub fn press_power_button(&self) {
         lock(&self.platform).raise(EVENT_POWER_BUTTON);
     }
-
-    /// Tells the guest that it has become another machine than it was (a copy, a rollback), by a new VM generation ID: it renews what must be unique, its
-    /// random numbers first. Not to be called at a failover: there the guest goes on as the one it was.
-    ///
-    /// # Errors
-    /// When the host gives no random number.
-    pub fn renew_generation_id(&self) -> Result<(), VmmError> {
-        let id = raw::random_id().map_err(VmmError::io("getrandom"))?;
-        let mut platform = lock(&self.platform);
-        platform.set_generation_id(id);
-        acpi::write_generation_id(&self.memory, &id)?;
-        platform.raise(EVENT_NEW_GENERATION);
-        Ok(())
-    }
 }
 
 impl Paused<'_> {
@@ -121,7 +107,7 @@ impl Paused<'_> {
         lock(&machine.platform).reset();
         machine.enter(entry)?;
         machine.seats.iter().for_each(|seat| seat.end_was_undone());
-        tracing::info!("the machine was reset");
+        tracing::debug!("the machine was reset");
         Ok(())
     }
 }

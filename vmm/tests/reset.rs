@@ -156,27 +156,42 @@ fn an_end_that_was_asked_for_and_not_acted_on_is_told_by_the_machine_that_the_st
 }
 
 #[test]
-fn a_generation_id_is_new_at_boot_and_when_renewed_and_stays_at_a_reset() {
+fn a_generation_id_is_new_at_each_cold_start_and_stays_over_a_reset_and_a_failover() {
     if !kvm_is_there() {
         return;
     }
     const GENERATION_ID: GuestAddress = GuestAddress(0xe_0040);
-    let mut machine = machine(&Arc::default(), 1);
+    let mut primary = machine(&Arc::default(), 1);
     let id = |machine: &Machine| machine.memory().read_obj::<[u64; 2]>(GENERATION_ID).unwrap();
     let images = images(&say_then(b'x', ACPI_RESET.0, ACPI_RESET.1));
-    machine.boot_images(&images).unwrap();
-    let first = id(&machine);
+    primary.boot_images(&images).unwrap();
+    let first = id(&primary);
     assert_ne!(first, [0, 0]);
 
-    machine.start().unwrap();
-    assert_eq!(machine.events().recv_timeout(LIMIT), Ok(MachineEvent::Reset));
+    primary.start().unwrap();
+    assert_eq!(primary.events().recv_timeout(LIMIT), Ok(MachineEvent::Reset));
     // Whatever the guest did to its copy.
-    machine.memory().write_obj([7u64, 7], GENERATION_ID).unwrap();
-    machine.pause().unwrap().reset(&images).unwrap();
-    assert_eq!(id(&machine), first);
+    primary.memory().write_obj([7u64, 7], GENERATION_ID).unwrap();
+    primary.pause().unwrap().reset(&images).unwrap();
+    assert_eq!(id(&primary), first);
 
-    machine.renew_generation_id().unwrap();
-    assert_ne!(id(&machine), first);
+    // A failover: memory and state on another machine, where a reset finds the same again.
+    assert_eq!(primary.events().recv_timeout(LIMIT), Ok(MachineEvent::Reset));
+    let state = primary.pause().unwrap().capture().unwrap();
+    let mut standby = machine(&Arc::default(), 1);
+    let mut memory = vec![0; MEMORY as usize];
+    primary.memory().read_slice(&mut memory, GuestAddress(0)).unwrap();
+    standby.memory().write_slice(&memory, GuestAddress(0)).unwrap();
+    standby.restore(&state).unwrap();
+    standby.start().unwrap();
+    assert_eq!(id(&standby), first);
+    standby.memory().write_obj([7u64, 7], GENERATION_ID).unwrap();
+    standby.pause().unwrap().reset(&images).unwrap();
+    assert_eq!(id(&standby), first);
+
+    let mut later = machine(&Arc::default(), 1);
+    later.boot_images(&images).unwrap();
+    assert_ne!(id(&later), first);
 }
 
 /// 32-bit code that goes to real mode and jumps to the firmware's entry, as Linux does to reboot on reduced hardware without EFI.

@@ -11,7 +11,7 @@ use acpi_tables::{
 };
 
 use super::{
-    EVENT_NEW_GENERATION, EVENT_POWER_BUTTON, EVENTS, EVENTS_GSI, GENERATION_ID, Hardware, PORTS, SLEEP_TYPE_OFF,
+    EVENT_POWER_BUTTON, EVENTS, EVENTS_GSI, GENERATION_ID, Hardware, PORTS, SLEEP_TYPE_OFF,
     tables::{OEM, OEM_REVISION, OEM_TABLE},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 /// A table header's length (ACPI 6.5, 5.2.6), and the revision from which on integers have 64 bits.
 const HEADER: u32 = 36;
 const REVISION: u8 = 2;
-/// What a device's notification says: its state has changed (ACPI 6.5, table 5.197: 0x80 for power buttons and for the generation counter).
+/// What a device's notification says: its state has changed (ACPI 6.5, table 5.197: 0x80 for power buttons).
 const CHANGED: u8 = 0x80;
 
 /// An edge-triggered, active-high line of one consumer: every interrupt of this machine that is no message.
@@ -83,7 +83,8 @@ fn power_button(append: &mut impl FnMut(&dyn Aml)) {
     in_scope(append, "PWRB", &[&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)]);
 }
 
-/// Microsoft's "Virtual Machine Generation ID": `ADDR` gives the address of 16 bytes, low half first.
+/// Microsoft's "Virtual Machine Generation ID": `ADDR` gives the address of 16 bytes, low half first. They change while the guest is switched off alone, so it
+/// is never notified.
 fn generation_id(append: &mut impl FnMut(&dyn Aml)) {
     let address = Package::new(vec![&GENERATION_ID, &ZERO]);
     in_scope(
@@ -102,13 +103,11 @@ fn generation_id(append: &mut impl FnMut(&dyn Aml)) {
 /// The generic event device (ACPI 6.5, 5.6.9): its interrupt has the guest read which events have happened, and tell their devices.
 fn events(append: &mut impl FnMut(&dyn Aml)) {
     let (happened, field) = (Local(0), Path::new("EVNT"));
-    let (button, generation) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.VGEN"));
-    let (tell_button, tell_generation) = (Notify::new(&button, &CHANGED), Notify::new(&generation, &CHANGED));
+    let button = Path::new("\\_SB_.PWRB");
+    let tell_button = Notify::new(&button, &CHANGED);
     let no_target = ZERO;
     let pressed = And::new(&no_target, &happened, &EVENT_POWER_BUTTON);
-    let renewed = And::new(&no_target, &happened, &EVENT_NEW_GENERATION);
     let is_pressed = Equal::new(&pressed, &EVENT_POWER_BUTTON);
-    let is_renewed = Equal::new(&renewed, &EVENT_NEW_GENERATION);
     in_scope(
         append,
         "EVTS",
@@ -125,16 +124,7 @@ fn events(append: &mut impl FnMut(&dyn Aml)) {
                 vec![FieldEntry::Named(*b"EVNT", 8)],
             ),
             // Reading it clears it: once for all events.
-            &Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    &Store::new(&happened, &field),
-                    &If::new(&is_pressed, vec![&tell_button]),
-                    &If::new(&is_renewed, vec![&tell_generation]),
-                ],
-            ),
+            &Method::new("_EVT".into(), 1, true, vec![&Store::new(&happened, &field), &If::new(&is_pressed, vec![&tell_button])]),
         ],
     );
 }

@@ -1,4 +1,4 @@
-//! The event device: tells the guest that its power button was pressed or that it has become another machine.
+//! The event device: tells the guest that its power button was pressed. And what of the platform follows the guest.
 //!
 //! Lives here: the port that the guest reads events from, their interrupt, saved state. Not here: the method that reads it ([`super::dsdt`]), sleep and reset,
 //! which end a vCPU's run ([`crate::vcpu`]). Guards S5: an event that the guest has not read yet is state, and its interrupt is raised again after a restore.
@@ -45,7 +45,7 @@ impl Platform {
         self.state.generation_id
     }
 
-    /// Gives the machine another identity. The caller writes it to guest memory first, then raises [`super::EVENT_NEW_GENERATION`].
+    /// Gives the machine another identity, before a guest is loaded into it: loading writes it to where the guest finds it.
     pub(crate) fn set_generation_id(&mut self, id: [u8; 16]) {
         self.state.generation_id = id;
     }
@@ -99,7 +99,7 @@ impl BusDevice for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::acpi::{EVENT_NEW_GENERATION, EVENT_POWER_BUTTON};
+    use crate::acpi::EVENT_POWER_BUTTON;
 
     fn read(platform: &mut Platform, offset: u64) -> u8 {
         let mut data = [0xff];
@@ -111,10 +111,9 @@ mod tests {
     fn an_event_interrupts_once_and_is_read_once() {
         let mut platform = Platform::new([0; 16]).unwrap();
         platform.raise(EVENT_POWER_BUTTON);
-        platform.raise(EVENT_NEW_GENERATION);
 
-        assert_eq!(platform.irqfd().read().unwrap(), 2);
-        assert_eq!(read(&mut platform, EVENTS_OFFSET), EVENT_POWER_BUTTON | EVENT_NEW_GENERATION);
+        assert_eq!(platform.irqfd().read().unwrap(), 1);
+        assert_eq!(read(&mut platform, EVENTS_OFFSET), EVENT_POWER_BUTTON);
         assert_eq!(read(&mut platform, EVENTS_OFFSET), 0);
     }
 

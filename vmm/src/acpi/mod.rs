@@ -41,7 +41,6 @@ pub(crate) const RESET_VALUE: u8 = 1;
 /// Events that have happened since it was last read, one bit each.
 pub(crate) const EVENTS: u16 = 0x603;
 pub(crate) const EVENT_POWER_BUTTON: u8 = 1;
-pub(crate) const EVENT_NEW_GENERATION: u8 = 2;
 /// Interrupt line of the event device.
 pub(crate) const EVENTS_GSI: u32 = layout::SCI_GSI;
 /// Sleep type of "soft off" in [`SLEEP_CONTROL`] and in the namespace's `_S5_`.
@@ -62,7 +61,7 @@ pub(crate) struct Hardware {
     pub mmio: Vec<MmioWindow>,
     /// Whether there is a PCI host bridge (bus 0, [`layout::PCI_ECAM`], [`layout::PCI_BARS`]).
     pub pci: bool,
-    /// Changes when the guest becomes another than it was (a copy, a rollback): not at a reboot, and not at a failover.
+    /// New at each cold start; the same after a reboot and after a failover, where the guest goes on as the one it was.
     pub generation_id: [u8; 16],
 }
 
@@ -76,11 +75,6 @@ pub(crate) fn write(guest: &GuestMemory, hardware: &Hardware) -> Result<(), VmmE
         guest.write_slice(&bytes, GuestAddress(address)).map_err(|_| does_not_fit())?;
     }
     Ok(())
-}
-
-/// Writes the VM generation ID alone.
-pub(crate) fn write_generation_id(guest: &GuestMemory, id: &[u8; 16]) -> Result<(), VmmError> {
-    guest.write_slice(id, GuestAddress(GENERATION_ID)).map_err(|_| VmmError::DoesNotFit { what: "the VM generation ID", bytes: 16 })
 }
 
 /// How writing `data` to `port` ends the machine, if it does.
