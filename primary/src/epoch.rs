@@ -10,7 +10,6 @@ use std::time::Duration;
 use checkpoint::{GuestMap, VerifyMemory};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use types::clock::monotonic_ns;
-use types::event::NodeEventKind;
 use types::{Epoch, Generation};
 use vmm::{BootImages, Paused};
 
@@ -246,7 +245,10 @@ fn reset<'m>(shared: &'m Shared, images: &BootImages, held: &mut Option<Paused<'
             shared.tell(News::Broken(format!("the guest asked for a reset and could not be booted again: {error}")));
             return true;
         }
-        (shared.report)(NodeEventKind::GuestReset);
+        let due = shared.resets().done(monotonic_ns());
+        shared.tell_resets(due);
+    } else {
+        shared.resets().void();
     }
     *held = Some(paused);
     settle(shared, held);

@@ -27,6 +27,8 @@ mod flights;
 mod last;
 mod mirror;
 mod output;
+mod refusals;
+mod resets;
 mod run;
 mod sender;
 mod shared;

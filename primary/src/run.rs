@@ -119,6 +119,8 @@ struct RoleThread {
     machine_ended: Option<String>,
     /// Set when the node was told to stop: until when it waits for the arbiter.
     give_up_ns: Option<u64>,
+    /// When the reset that the guest has asked for is to be carried out.
+    reset_at_ns: Option<u64>,
     /// The gate is closed for a standby: what is recorded of disks ends by a strike-out.
     gated: bool,
     /// Set when the guest's power button was pressed: until when the guest may shut itself down.
@@ -190,6 +192,7 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<End, PrimaryError> {
         broken: None,
         machine_ended: None,
         give_up_ns: None,
+        reset_at_ns: None,
         gated: false,
         power_off_by_ns: None,
         mirror: None,

@@ -12,13 +12,14 @@ use disk_buffer::Disks;
 use transport::pump::LINK_POLL;
 use types::block::DiskIndex;
 use types::clock::monotonic_ns;
-use types::event::Report;
+use types::event::{NodeEventKind, Report};
 use types::{Commit, Epoch, Generation};
 use vmm::Machine;
 
 use crate::core::{Action, Deadline, EndReason, Event, HoldReason, Pipeline};
 use crate::flights::Flights;
 use crate::output::OutputPath;
+use crate::resets::Resets;
 use crate::stats::Stats;
 use crate::sync::Copying;
 
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     progress_ns: AtomicU64,
     /// The guest asked for a reset: for an epoch thread that is busy with a first copy and reads no orders.
     reset_asked: AtomicBool,
+    resets: Mutex<Resets>,
 }
 
 /// What a `Shared` is made from.
@@ -138,6 +140,7 @@ impl Shared {
             heard_ns: AtomicU64::new(now),
             progress_ns: AtomicU64::new(now),
             reset_asked: AtomicBool::new(false),
+            resets: Mutex::new(Resets::new(now)),
         })
     }
 
@@ -234,6 +237,19 @@ impl Shared {
     /// Whether a reset was asked for and not begun.
     pub(crate) fn take_reset(&self) -> bool {
         self.reset_asked.swap(false, Ordering::AcqRel)
+    }
+
+    /// What is known of the guest's resets.
+    pub(crate) fn resets(&self) -> MutexGuard<'_, Resets> {
+        self.resets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells of so many resets, if they are due.
+    pub(crate) fn tell_resets(&self, due: Option<u64>) {
+        if let Some(resets) = due {
+            tracing::info!(resets, "the guest was reset and boots again");
+            (self.report)(NodeEventKind::GuestReset { resets });
+        }
     }
 
     pub(crate) fn flights(&self) -> MutexGuard<'_, Flights> {

@@ -140,8 +140,11 @@ pub enum NodeEventKind {
         /// Pages of guest memory.
         guest_pages: u64,
     },
-    /// The guest asked for a reset, or triple-faulted, and boots again.
-    GuestReset,
+    /// The guest asked for a reset, or triple-faulted, and boots again. One that does so over and over is told once a second at most.
+    GuestReset {
+        /// Resets since the last such event.
+        resets: u64,
+    },
     /// The guest ended by itself: it powered off.
     GuestStopped {
         /// How.

@@ -12,6 +12,7 @@ use vmm::MachineEvent;
 
 use super::RoleThread;
 use crate::core::Event;
+use crate::refusals::{LOOK_EVERY_NS, Refusals};
 use crate::shared::News;
 
 /// A line of samples this often.
@@ -34,12 +35,15 @@ impl RoleThread {
         let news = self.news.clone();
         let mut beat_at = monotonic_ns();
         let mut samples_at = beat_at;
+        let mut refusals = Refusals::of(&self.setup.machine);
+        let mut refusals_at = beat_at;
         // The guest runs already.
         self.notice_sleep(beat_at);
         self.raise(RoleEvent::Tick);
         while self.end.is_none() && self.broken.is_none() {
             let now = monotonic_ns();
-            let due = beat_at.min(self.setup.node.deadline_ns().unwrap_or(u64::MAX)).saturating_sub(now);
+            let deadlines = [self.setup.node.deadline_ns(), self.reset_at_ns].into_iter().flatten();
+            let due = deadlines.fold(beat_at, u64::min).saturating_sub(now);
             let item = crossbeam::channel::select! {
                 recv(news) -> news => news.ok().map(Item::News),
                 recv(answers) -> answer => answer.ok().map(|(id, answer)| Item::Answer(RoleEvent::ArbiterReply { id, answer })),
@@ -62,10 +66,19 @@ impl RoleThread {
             if self.setup.node.deadline_ns().is_some_and(|at| now >= at) {
                 self.raise(RoleEvent::Tick);
             }
+            self.reset_when_due(now);
             if now >= samples_at {
                 samples_at = now + SAMPLES_NS;
+                let due = self.shared.resets().due(now);
+                self.shared.tell_resets(due);
                 if let Some(line) = self.shared.stats.line(self.shared.committed(), self.shared.output.held().frames) {
                     (self.shared.report)(line);
+                }
+            }
+            if now >= refusals_at {
+                refusals_at = now + LOOK_EVERY_NS;
+                for text in refusals.look() {
+                    self.warn(text);
                 }
             }
             if self.give_up_ns.is_none() {
@@ -125,10 +138,36 @@ impl RoleThread {
         }
     }
 
+    /// A guest that does nothing but reset stands still for a while before it boots again. Its vCPUs have ended; whoever takes it over meanwhile is asked anew.
+    fn guest_asks_for_reset(&mut self) {
+        let reply = self.shared.resets().asked(monotonic_ns());
+        if let Some(resets) = reply.warn {
+            self.warn(format!(
+                "the guest has reset {resets} times in a row within a second of its boot: it does not start. See its console; it may lack a disk, a driver, \
+                 memory or a part of its kernel's command line. It is booted again after ever longer pauses, of up to 5 s"
+            ));
+        }
+        self.reset_at_ns = Some(reply.at_ns);
+        self.reset_when_due(monotonic_ns());
+    }
+
+    /// Tells an operator, by log and event.
+    fn warn(&self, text: String) {
+        tracing::warn!("{text}");
+        (self.shared.report)(NodeEventKind::Warning { text });
+    }
+
+    fn reset_when_due(&mut self, now: u64) {
+        if self.reset_at_ns.is_some_and(|at| now >= at) {
+            self.reset_at_ns = None;
+            self.shared.ask_reset();
+        }
+    }
+
     fn machine(&mut self, event: MachineEvent) {
         let reason = match event {
             MachineEvent::Shutdown => "the guest powered off".to_owned(),
-            MachineEvent::Reset => return self.shared.ask_reset(),
+            MachineEvent::Reset => return self.guest_asks_for_reset(),
             MachineEvent::DirtyRingFull { .. } => {
                 let pages = self.setup.config.policy.dirty_budget_pages;
                 return self.shared.raise(Event::DirtyEstimate { pages });

@@ -228,7 +228,7 @@ impl Pair {
         let (mark, standby) = (self.primary.mark(), self.standby.mark());
         let protected = self.primary.find_last_protection() == Some(Protection::Protected);
         ask(self)?;
-        let reset = |event: &types::event::NodeEvent| matches!(event.what, NodeEventKind::GuestReset).then_some(());
+        let reset = |event: &types::event::NodeEvent| matches!(event.what, NodeEventKind::GuestReset { .. }).then_some(());
         self.primary.until(&format!("{how}: the guest's reset"), mark, NODE_BOUND, reset)?;
         let after = self.until_up_since(Some(&before))?;
         let lost = |event: &types::event::NodeEvent| match &event.what {
