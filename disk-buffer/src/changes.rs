@@ -37,7 +37,7 @@
 //!
 //! **Power may fail at any byte.** A header is written to the first place and made durable, then to the second: at least one is whole, and the newest whole one counts. One damaged later leaves its
 //! twin. Bitmap sectors are written in place: one that is not whole counts as having all its bits set, which costs copying at most 3.9 GiB more, and is safe whatever damaged it. A log is created
-//! under another name and renamed when it is whole.
+//! without its name, or under another, and renamed when it is whole and first needed.
 
 pub mod file;
 pub mod format;

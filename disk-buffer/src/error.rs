@@ -70,6 +70,16 @@ pub enum DiskError {
     /// A block device's log has no natural place.
     #[error("{path} is a block device: give its change log a place on a file system that survives a restart, with log=FILE", path = .0.display())]
     LogNeeded(PathBuf),
+    /// There can be no change log in its place.
+    #[error("the change log {path} cannot be {what}: {source}; {remedy}", path = .path.display(), remedy = log_remedy(.source))]
+    Log {
+        /// What was tried.
+        what: &'static str,
+        /// The log.
+        path: Box<Path>,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A file that is not a change log is in its place.
     #[error("{path} is not a change log of Lockstep; move it away, or give the log another place with log=FILE", path = .0.display())]
     NotALog(PathBuf),
@@ -267,6 +277,25 @@ impl DiskError {
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> DiskError {
         let path = path.into();
         move |source| DiskError::Io { what, path, source }
+    }
+
+    pub(crate) fn log(what: &'static str, path: impl Into<Box<Path>>) -> impl FnOnce(io::Error) -> DiskError {
+        let path = path.into();
+        move |source| DiskError::Log { what, path, source }
+    }
+}
+
+/// What to do where a change log cannot be.
+fn log_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => "make its directory, or give the log another place with log=FILE",
+        Some(libc::EISDIR) => "it is a directory: name a file, with log=DIRECTORY/NAME.lockstep",
+        Some(libc::EROFS) => "its file system is mounted read-only: mount it for writing, or give the log another place with log=FILE",
+        Some(libc::EACCES | libc::EPERM) => {
+            "give this user the right to write to it and to its directory, or give the log another place with log=FILE"
+        }
+        Some(libc::ENOSPC | libc::EDQUOT) => "make room on its file system (df, df -i, quotas)",
+        _ => "look at the kernel's log (dmesg), or give the log another place with log=FILE",
     }
 }
 

@@ -1,9 +1,12 @@
 //! The change log's file: created whole, opened with checks, headers updated twice. Not here: the bytes ([`super::format`]); bitmap sectors are written by the disk's engine.
+//!
+//! A new log has its name only when there is something to say in it: a guest runs on the image, or a standby was accepted with it. So a node that is refused leaves nothing beside an image that it may have been given by mistake,
+//! and no log that was to be replaced is lost.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::changes::format::{self, BITMAP_AT, Content, HEADER_AT, Header, SECTOR_BYTES};
@@ -16,6 +19,20 @@ pub struct LogFile {
     path: PathBuf,
     file: File,
     header: Header,
+    birth: Birth,
+}
+
+/// How far a log has come to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Birth {
+    /// A file without any name, which goes when it is closed.
+    Nameless,
+    /// Where the file system has no such files: under the name of a log in the making.
+    Made,
+    /// It has its name, which a loss of power may take.
+    Placed,
+    /// It has its name.
+    Named,
 }
 
 /// `<image>.lockstep`.
@@ -35,34 +52,60 @@ impl LogFile {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(DiskError::io("opening the change log", path)(source)),
+            Err(source) => return Err(DiskError::log("opened", path)(source)),
         };
         let bytes = read_bounded(&file, disk_bytes).map_err(DiskError::io("reading the change log", path))?;
         let Content { header, set, damaged } = format::read(&bytes, disk_bytes, path)?;
         if damaged > 0 {
             tracing::warn!(path = %path.display(), damaged, "parts of the change log are damaged, as after a loss of power; all of their regions count as changed");
         }
-        let log = LogFile { path: path.to_owned(), file, header };
+        let log = LogFile { path: path.to_owned(), file, header, birth: Birth::Named };
         log.repair(&bytes, &set, damaged > 0)?;
         Ok(Some((log, set)))
     }
 
-    /// Creates a log, or replaces the one that is there: durable, whole or not at all.
+    /// Makes a log that takes its name, and the place of one that is there, with the first [`LogFile::update`]: durable, whole or not at all. Dropped before, it leaves nothing.
     ///
     /// # Errors
     /// When the directory cannot be written to.
     pub fn create(path: &Path, header: Header, set: &RegionSet) -> Result<LogFile, DiskError> {
-        let mut new = path.as_os_str().to_owned();
-        new.push(".new");
-        let new = PathBuf::from(new);
-        let fail = |what| DiskError::io(what, path);
-        let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new).map_err(fail("creating the change log"))?;
-        file.write_all(&format::write(&header, set)).and_then(|()| file.sync_all()).map_err(fail("writing the change log"))?;
-        std::fs::rename(&new, path).map_err(fail("renaming the new change log to"))?;
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(parent).and_then(|directory| directory.sync_all()).map_err(fail("making the directory durable of"))?;
-        Ok(LogFile { path: path.to_owned(), file, header })
+        let mut options = OpenOptions::new();
+        let (mut file, birth) = match options.read(true).write(true).custom_flags(libc::O_TMPFILE).open(directory(path)) {
+            Ok(file) => (file, Birth::Nameless),
+            // Not every file system has it (NFS); what else is wrong is found again.
+            Err(_) => {
+                let made = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(in_the_making(path));
+                (made.map_err(DiskError::log("created", path))?, Birth::Made)
+            }
+        };
+        let log = file.write_all(&format::write(&header, set)).map(|()| LogFile { path: path.to_owned(), file, header, birth });
+        log.map_err(DiskError::log("written", path))
+    }
+
+    /// Gives a new log its name.
+    fn name(&mut self) -> io::Result<()> {
+        if self.birth == Birth::Named {
+            return Ok(());
+        }
+        let made = in_the_making(&self.path);
+        self.file.sync_all()?;
+        if self.birth == Birth::Nameless {
+            match std::fs::remove_file(&made) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let file = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            // As open(2) has it under O_TMPFILE; a link cannot take the place of another file, so it is renamed like any other.
+            nix::unistd::linkat(nix::fcntl::AT_FDCWD, file.as_str(), nix::fcntl::AT_FDCWD, &made, nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW)?;
+            self.birth = Birth::Made;
+        }
+        if self.birth == Birth::Made {
+            std::fs::rename(&made, &self.path)?;
+            self.birth = Birth::Placed;
+        }
+        File::open(directory(&self.path)).and_then(|directory| directory.sync_all())?;
+        self.birth = Birth::Named;
+        Ok(())
     }
 
     /// The header as it is on the medium.
@@ -84,6 +127,7 @@ impl LogFile {
             let written = self.file.write_all_at(&sector, at).and_then(|()| self.file.sync_data());
             written.map_err(DiskError::io("writing the change log", &self.path))?;
         }
+        self.name().map_err(DiskError::log("given its name", self.path.as_path()))?;
         self.header = header;
         Ok(())
     }
@@ -108,6 +152,24 @@ impl LogFile {
         }
         Ok(())
     }
+}
+
+impl Drop for LogFile {
+    fn drop(&mut self) {
+        if self.birth == Birth::Made {
+            let _ = std::fs::remove_file(in_the_making(&self.path));
+        }
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn in_the_making(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
 }
 
 /// No more than a log of such a disk has: the file is whatever somebody put there.

@@ -7,6 +7,7 @@ use crate::regions::REGION_BYTES;
 const BYTES: u64 = 10 * REGION_BYTES;
 
 fn create(path: &Path) -> LogFile {
+    let before = path.exists();
     let header = Header {
         id: DataId(1),
         bytes: BYTES,
@@ -17,7 +18,16 @@ fn create(path: &Path) -> LogFile {
         state: CopyState::Consistent,
         image: crate::changes::ImageFile::default(),
     };
-    LogFile::create(path, header, &RegionSet::new(BYTES)).unwrap()
+    let mut log = LogFile::create(path, header, &RegionSet::new(BYTES)).unwrap();
+    assert_eq!(path.exists(), before, "it has no name before it has something to say");
+    log.update(|_| ()).unwrap();
+    assert!(path.exists());
+    log
+}
+
+fn names(directory: &tempfile::TempDir) -> Vec<String> {
+    let names = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
 }
 
 #[test]
@@ -29,7 +39,7 @@ fn an_update_is_found_when_the_log_is_opened_again() {
     log.update(|header| header.current = DataId(77)).unwrap();
     let (read, set) = LogFile::open(&path, BYTES).unwrap().unwrap();
     assert_eq!((read.header(), set.count()), (log.header(), 0));
-    assert_eq!((read.header().current, read.header().state, read.header().sequence), (DataId(77), CopyState::Copying, 3));
+    assert_eq!((read.header().current, read.header().state, read.header().sequence), (DataId(77), CopyState::Copying, 4));
 }
 
 #[test]
@@ -70,4 +80,42 @@ fn a_damaged_bitmap_is_written_again_as_it_counts() {
     let (_, set) = LogFile::open(&path, BYTES).unwrap().unwrap();
     assert_eq!(set.count(), 10);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), BITMAP_AT + 512);
+}
+
+#[test]
+fn a_new_log_that_nothing_was_said_in_leaves_nothing_and_the_old_one_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("log");
+    let header = *create(&path).header();
+    let old = std::fs::read(&path).unwrap();
+
+    drop(LogFile::create(&path, Header { id: DataId(9), ..header }, &RegionSet::new(BYTES)).unwrap());
+    // As on a file system without nameless files.
+    let mut made = LogFile::create(&path, header, &RegionSet::new(BYTES)).unwrap();
+    std::fs::write(in_the_making(&path), b"half").unwrap();
+    made.birth = Birth::Made;
+    drop(made);
+
+    assert_eq!((names(&directory), std::fs::read(&path).unwrap()), (vec!["log".to_owned()], old));
+    let mut new = LogFile::create(&path, Header { id: DataId(9), ..header }, &RegionSet::new(BYTES)).unwrap();
+    new.update(|_| ()).unwrap();
+    assert_eq!(LogFile::open(&path, BYTES).unwrap().unwrap().0.header().id, DataId(9), "it takes the old one's place");
+    assert_eq!(names(&directory), ["log"]);
+}
+
+#[test]
+fn a_place_where_no_log_can_be_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let header = *create(&directory.path().join("log")).header();
+    let refused = |path: PathBuf| match LogFile::open(&path, BYTES) {
+        Ok(None) => LogFile::create(&path, header, &RegionSet::new(BYTES)).unwrap_err().to_string(),
+        other => other.unwrap_err().to_string(),
+    };
+    for (path, words) in [("missing/log", "make its directory"), ("", "name a file"), ("log/log", "make its directory")] {
+        let error = refused(directory.path().join(path));
+        assert!(error.contains(words), "{path}: {error}");
+    }
+    assert!(
+        DiskError::log("created", Path::new("/x"))(io::Error::from_raw_os_error(libc::EROFS)).to_string().contains("mounted read-only")
+    );
 }
