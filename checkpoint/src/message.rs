@@ -18,7 +18,7 @@ use crate::shape::GuestShape;
 use crate::verify::VerifyMemory;
 
 /// The version of the control protocol, and the only one accepted.
-pub const PROTOCOL: u16 = 4;
+pub const PROTOCOL: u16 = 5;
 /// Largest message, bytes: the longest is a `Hello` with its names, some network ports and the disks' change logs in short form.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 

@@ -178,7 +178,7 @@ fn the_bytes_of_the_control_messages() {
         (
             hello,
             concat!(
-                "4c4b040000030473686f70016103", // magic, protocol, Hello; VM, node, generation
+                "4c4b050000030473686f70016103", // magic, protocol, Hello; VM, node, generation
                 "fc000000100201020000000001",   // memory, vCPUs, ports
                 "010004686f7374",               // on PCI, without random numbers; the CPU: "host"
                 "01010000000500",               // one leaf
@@ -190,19 +190,19 @@ fn the_bytes_of_the_control_messages() {
         ),
         (
             Message::Welcome(Welcome { node: NodeId("b".into()), slots: 300, slot_bytes: 1 << 20, disks: vec![0xd2] }),
-            "4c4b0400010162fb2c01fc0000100001d2",
+            "4c4b0500010162fb2c01fc0000100001d2",
         ),
-        (Message::Refuse { reason: "no".into() }, "4c4b040002026e6f"),
-        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b04000303fbfb00"),
-        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0400040309"),
-        (Message::Durable { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b040005030109"),
-        (Message::Recorded { generation: Generation(3) }, "4c4b04000603"),
-        (Message::Shutdown { reason: "off".into() }, "4c4b040007036f6666"),
+        (Message::Refuse { reason: "no".into() }, "4c4b050002026e6f"),
+        (Message::Heartbeat { generation: Generation(3), sequence: 251 }, "4c4b05000303fbfb00"),
+        (Message::Commit { generation: Generation(3), epoch: Epoch(9) }, "4c4b0500040309"),
+        (Message::Durable { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b050005030109"),
+        (Message::Recorded { generation: Generation(3) }, "4c4b05000603"),
+        (Message::Shutdown { reason: "off".into() }, "4c4b050007036f6666"),
         (
             Message::Input { generation: Generation(3), frames: vec![InputFrame { epoch: Epoch(7), port: 1, bytes: vec![0xab, 0xcd] }] },
-            "4c4b0400080301070102abcd",
+            "4c4b0500080301070102abcd",
         ),
-        (Message::Issued { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b040009030109"),
+        (Message::Issued { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b050009030109"),
     ];
     for (message, expected) in cases {
         let bytes = encode(&message).unwrap();
@@ -219,7 +219,7 @@ fn the_bytes_of_the_control_messages() {
 fn messages_of_another_protocol_or_size_are_refused_by_name() {
     let mut bytes = encode(&Message::Recorded { generation: Generation(3) }).unwrap();
     bytes[2] = 9;
-    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 9, ours: 4 })));
+    assert!(matches!(decode(&bytes), Err(MessageError::Version { theirs: 9, ours: 5 })));
     assert!(decode(&bytes).unwrap_err().to_string().contains("control protocol 9"));
     assert!(matches!(decode(b"GET / HTTP/1.1"), Err(MessageError::NotAMessage)));
     assert!(matches!(decode(&[0; 70_000]), Err(MessageError::TooLarge { bytes: 70_000 })));

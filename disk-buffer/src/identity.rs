@@ -94,8 +94,10 @@ pub struct Identity {
     pub content: Option<u64>,
     /// Regions marked in the change log, in short form.
     pub changed: Vec<Run>,
-    /// Which device or file a shared disk is.
+    /// Which device or file a shared disk is; of a mirror its device's world-wide name, which the other's must not have.
     pub device: Option<SharedDevice>,
+    /// Of a mirror: what its image lies on, the same only for two nodes on one host. The other's must be another.
+    pub place: Option<u64>,
 }
 
 /// Which device or file a shared disk is, by what every host that can open it finds.

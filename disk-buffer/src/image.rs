@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::changes::ImageFile;
 use crate::error::DiskError;
 use crate::identity::SharedDevice;
+use crate::medium::Medium;
 use crate::options::Cache;
 use crate::regions::MAX_DISK_BYTES;
 
@@ -53,6 +54,8 @@ pub struct Image {
     device: bool,
     identity: ImageFile,
     read_only: bool,
+    /// What it lies on; not known of a shared disk.
+    medium: Medium,
     /// A shared disk's; then `file` and `direct` are one.
     shared: Option<Shared>,
 }
@@ -112,7 +115,11 @@ impl Image {
             true => ImageFile::default(),
             false => ImageFile { inode: metadata.ino(), born: born.map_or(0, |born| born.as_nanos() as u64) },
         };
-        Ok(Image { path, file, direct, align, bytes, physical_block, device, identity, read_only, shared: None })
+        let medium = Medium::of(&file, &metadata);
+        if device && !read_only && medium.name.is_none() {
+            tracing::warn!(path = %path.display(), "this device has no world-wide name: make sure that the other host's disk is another device, because a copy over itself would destroy it");
+        }
+        Ok(Image { path, file, direct, align, bytes, physical_block, device, identity, read_only, medium, shared: None })
     }
 
     /// Opens a disk that another host may be using, for reading, and never through the page cache. Direct requests are multiples of what the medium wants, and of `unit`.
@@ -159,6 +166,7 @@ impl Image {
             device,
             identity: ImageFile::default(),
             read_only,
+            medium: Medium::default(),
             shared: Some(shared),
         })
     }
@@ -194,6 +202,11 @@ impl Image {
     #[must_use]
     pub fn shared_name(&self) -> Option<&SharedDevice> {
         self.shared.as_ref().map(|shared| &shared.name)
+    }
+
+    /// What it lies on.
+    pub(crate) fn medium(&self) -> &Medium {
+        &self.medium
     }
 
     /// The page cache must never be used; the unit of requests.
@@ -345,6 +358,16 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Size of what is at a path, if it can be a disk. Locks nothing, and works beside a node that has it.
+///
+/// # Errors
+/// As of [`Image::open`].
+pub fn disk_bytes(path: &Path) -> Result<u64, DiskError> {
+    let (path, metadata) = look(path)?;
+    let file = File::open(&path).map_err(DiskError::io("opening", &path))?;
+    sizes(&file, &metadata, &path).map(|(bytes, _)| bytes)
 }
 
 /// Nothing but zeros.

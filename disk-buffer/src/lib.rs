@@ -54,6 +54,7 @@ mod hooks;
 mod identity;
 pub mod image;
 pub mod marking;
+mod medium;
 pub mod mirror;
 mod options;
 pub mod plan;

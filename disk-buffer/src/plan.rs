@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::identity::{CopyState, Identity, SharedDevice};
+use crate::medium;
 use crate::options::Mode;
 use crate::regions::{RegionSet, Run};
 
@@ -72,6 +73,12 @@ pub enum Refusal {
         "the shared disk is {} at the primary and {} at the standby; both must be given the same device, or the same file of a file system that both hosts have mounted", .0[0], .0[1]
     )]
     OtherDevice(Box<[String; 2]>),
+    /// Both hosts were given one medium for two copies: what it is.
+    #[error(
+        "both hosts were given one disk for two copies ({0}), and a copy would destroy what is on it: give mode=shared at both hosts, or each host a file or device of its own (clones need names of their own: a serial number, \
+         vgimportclone)"
+    )]
+    OneDevice(Box<str>),
     /// Read-only disks with different content.
     #[error("the read-only disks of the two hosts have different content; copy one to the other by hand")]
     ContentDiffers,
@@ -127,6 +134,10 @@ fn compare(primary: &Identity, standby: &Identity) -> Result<Plan, Refusal> {
     }
     if primary.read_only != standby.read_only {
         return Err(Refusal::ReadOnlyDiffers);
+    }
+    // Before all that may be overwritten: an empty disk, and one that its operator gave up, would be filled with itself.
+    if let (Mode::Mirror, false, Some(one)) = (primary.mode, primary.read_only, medium::shared_by(primary, standby)) {
+        return Err(Refusal::OneDevice(one.into()));
     }
     if primary.serial != standby.serial {
         let text = |serial: &[u8]| String::from_utf8_lossy(serial).trim_end_matches('\0').to_owned();

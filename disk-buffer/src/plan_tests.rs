@@ -21,6 +21,7 @@ fn identity(id: u64, current: u64, base: u64, joining: u64, changed: &[u32]) -> 
         content: None,
         changed: changed.iter().map(|region| Run { first: *region, count: 1 }).collect(),
         device: None,
+        place: None,
     }
 }
 
@@ -84,6 +85,31 @@ fn unknown_content_is_refused_and_an_empty_disk_filled() {
 #[test]
 fn generations_that_are_none_never_match() {
     assert_eq!(plan(&identity(1, 20, 0, 0, &[]), &identity(1, 0, 0, 0, &[])), Plan::Refuse(Refusal::UnknownGeneration));
+}
+
+#[test]
+fn one_medium_at_both_hosts_is_never_copied_over_itself_whatever_may_be_overwritten() {
+    let name = |name: &str| Some(SharedDevice::Name(name.to_owned()));
+    let primary = Identity { device: name("naa.600140512345"), place: Some(1), ..identity(1, 20, 10, 0, &[1]) };
+    for (empty, overwrite) in [(true, false), (false, true), (false, false)] {
+        for standby in [identity(0, 0, 0, 0, &[]), identity(1, 10, 0, 0, &[]), identity(1, 20, 10, 0, &[])] {
+            let standby = Identity { empty, overwrite, ..standby };
+            let lun = Identity { device: name("mpath-3600140512345"), place: Some(2), ..standby.clone() };
+            let refusal = Refusal::OneDevice("mpath-3600140512345".into());
+            assert!(refusal.to_string().contains("one disk") && refusal.to_string().contains("mode=shared"), "{refusal}");
+            assert_eq!(plan(&primary, &lun), Plan::Refuse(refusal));
+            let twin = Identity { place: Some(1), ..standby.clone() };
+            assert!(matches!(plan(&primary, &twin), Plan::Refuse(Refusal::OneDevice(_))), "two nodes of one host");
+
+            let known = plan(&Identity { device: None, place: None, ..primary.clone() }, &standby);
+            for other in [(name("naa.600140512346"), Some(2)), (None, None)] {
+                let other = Identity { device: other.0, place: other.1, ..standby.clone() };
+                assert_eq!(plan(&primary, &other), known, "a device of its own changes nothing");
+            }
+        }
+    }
+    let image = Identity { read_only: true, content: Some(1), ..primary };
+    assert_eq!(plan(&image, &image), Plan::Nothing, "what nobody writes to may be one");
 }
 
 #[test]

@@ -181,10 +181,63 @@ fn a_standby_with_a_disk_of_another_size_or_content_is_refused_with_the_reason()
     // Nothing of it was touched. Only when its operator says so it is overwritten.
     let before = std::fs::read(other.path()).expect("an image");
     assert!(before.chunks(4096).enumerate().all(|(block, bytes)| bytes.iter().all(|byte| *byte == block as u8 | 1)));
+    let beside = |image: &Image| image.marked().err().map(|error| error.kind());
+    assert_eq!([beside(&small), beside(&other)], [Some(std::io::ErrorKind::NotFound); 2], "nor is a change log left beside it");
     b = lab.start(&Spec::standby(Host::B, "b-full").with("node", "b").disk(&other, ",resync=full"));
     b.until_ready();
     a.until_protected(0);
     a_image.until_equals(&other);
+}
+
+/// A block device on a file; taken away when dropped.
+struct Loop(std::path::PathBuf);
+
+impl Loop {
+    fn on(file: &std::path::Path) -> Option<Loop> {
+        let made = std::process::Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match made {
+            Ok(made) if made.status.success() => Some(Loop(String::from_utf8_lossy(&made.stdout).trim().into())),
+            other => {
+                assert!(std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_none(), "no loop device can be made: {other:?}");
+                eprintln!("SKIPPED: no loop device can be made: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn two_ways_to_one_medium_are_never_made_a_mirror_of_itself_even_when_it_may_be_overwritten() {
+    if !lab::available() {
+        return;
+    }
+    let _watchdog = Watchdog::new(TEST);
+    let (lab, image, _) = with_images(Guest::default());
+    image.fill();
+    let (Some(one), Some(two)) = (Loop::on(image.path()), Loop::on(image.path())) else { return };
+    let log = |name: &str| format!(",log={}", lab.directory().join(name).display());
+    let (one, two) = ((Image::at(one.0.clone()), one), (Image::at(two.0.clone()), two));
+
+    let (mut a, mut b) = refused(
+        &lab,
+        &Spec::primary(Host::A, "a").disk(&one.0, &log("a.log")),
+        &Spec::standby(Host::B, "b").disk(&two.0, &format!("{},resync=full", log("b.log"))),
+        "both hosts were given one disk for two copies",
+    );
+    b.kill();
+    a.kill();
+
+    let content = std::fs::read(image.path()).expect("an image");
+    let written = |block: usize| block == FIRST_BLOCK as usize;
+    let kept = |(block, bytes): (usize, &[u8])| written(block) || bytes.iter().all(|byte| *byte == block as u8 | 1);
+    assert!(content.chunks(4096).enumerate().all(kept), "nothing was copied over it");
+    assert!(!lab.directory().join("b.log").exists());
 }
 
 #[test]

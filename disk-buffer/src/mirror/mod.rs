@@ -230,7 +230,8 @@ impl Mirror {
             overwrite,
             content: inner.content,
             changed: inner.engine.marked().map(|set| set.runs()).unwrap_or_default(),
-            device: None,
+            device: inner.image.medium().name.clone(),
+            place: inner.image.medium().place,
         })
     }
 

@@ -210,6 +210,7 @@ impl SharedDisk {
             content: None,
             changed: Vec::new(),
             device: image.shared_name().cloned(),
+            place: None,
         })
     }
 

@@ -41,6 +41,12 @@ impl Image {
         Image(path)
     }
 
+    /// What is there already, for example a device.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Image {
+        Image(path)
+    }
+
     /// Fills it with what nobody would take for zeros.
     ///
     /// # Panics

@@ -152,6 +152,7 @@ impl Disk {
             content: None,
             changed: self.marks.runs(),
             device: None,
+            place: None,
         }
     }
 
