@@ -113,6 +113,9 @@ pub enum NodeError {
 /// `abandon_standby`: start although the record names another owner or a standby.
 pub fn run_primary(config: &NodeConfig, abandon_standby: bool, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let outlets = Outlets::open(config)?;
+    if let Some(text) = fence::unused(config) {
+        outlets.warn(text);
+    }
     let exit = start_primary(config, abandon_standby, &outlets, shutdown);
     outlets.flush();
     exit
@@ -190,6 +193,9 @@ fn not_granted(start: Start) -> Result<Exit, NodeError> {
 /// Whatever keeps the machine from being made or the standby from listening.
 pub fn run_standby(config: &NodeConfig, shutdown: &AtomicBool) -> Result<Exit, NodeError> {
     let outlets = Outlets::open(config)?;
+    if let Some(text) = fence::unused(config) {
+        outlets.warn(text);
+    }
     let exit = start_standby(config, &outlets, shutdown);
     outlets.flush();
     exit

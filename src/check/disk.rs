@@ -31,7 +31,18 @@ pub(super) fn look(path: &Path) -> Vec<Item> {
         Err(error) => return vec![Item::fail("disk", format!("{shown}: {error}"), "check the path and its permissions")],
     };
     let device = facts.file_type().is_block_device();
-    vec![identity(path, &facts), direct(path), reservations(path, device)]
+    vec![size(path), identity(path, &facts), direct(path), reservations(path, device)]
+}
+
+/// As a node finds it.
+fn size(path: &Path) -> Item {
+    const NAME: &str = "disk: size";
+    const REMEDY: &str =
+        "a disk image is raw, of whole sectors of 512 bytes (truncate -s 10G FILE makes or resizes one), and readable by this user";
+    match disk_buffer::image::disk_bytes(path) {
+        Ok(bytes) => Item::ok(NAME, format!("{} has {bytes} bytes: the other host's must have as many", path.display())),
+        Err(error) => Item::fail(NAME, error.to_string(), REMEDY),
+    }
 }
 
 /// By what two hosts tell that they mean the same disk.
@@ -96,6 +107,17 @@ mod tests {
         assert!(items.iter().any(|item| item.name == "disk: identity" && item.found.contains(&format!("inode {inode}"))), "{items:?}");
         assert!(items.iter().all(|item| (item.level == Level::Ok) == item.remedy.is_empty()), "{items:?}");
         assert_eq!(std::fs::read(file.path()).expect("read"), [7; BLOCK]);
+    }
+
+    #[test]
+    fn an_image_of_a_size_that_no_disk_has_fails_as_it_does_for_a_node() {
+        for (bytes, level) in [(0, Level::Fail), (1000, Level::Fail), (1024, Level::Ok)] {
+            let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+            file.as_file().set_len(bytes).expect("sized");
+            let items = look(file.path());
+            let size = items.iter().find(|item| item.name == "disk: size").expect("it is looked at");
+            assert_eq!((size.level, size.found.contains(&bytes.to_string())), (level, true), "{size:?}");
+        }
     }
 
     #[test]

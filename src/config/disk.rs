@@ -203,6 +203,12 @@ fn disk(option: DiskOption, index: usize) -> Result<DiskConfig, ConfigError> {
     if option.mode == DiskMode::Shared && option.resync == Resync::Full {
         return Err(wrong(&path, "a shared disk has one copy, which nothing is copied over; leave resync= out"));
     }
+    if option.read_only && option.log.is_some() {
+        return Err(wrong(&path, "nothing changes on a read-only disk, and it has no change log; leave log= out, or readonly"));
+    }
+    if option.read_only && option.resync == Resync::Full {
+        return Err(wrong(&path, "nothing is copied over a read-only disk: copy it to the other host by hand, and leave resync= out"));
+    }
     Ok(DiskConfig { path, serial, read_only: option.read_only, mode: option.mode, log: option.log, resync: option.resync })
 }
 
@@ -216,6 +222,17 @@ impl DiskConfig {
                 name.into()
             })
         })
+    }
+}
+
+/// Why an image cannot be written to, and what to do about it.
+fn unwritable(error: nix::errno::Errno) -> String {
+    match error {
+        nix::errno::Errno::EROFS => {
+            "its file system is mounted read-only; mount it for writing (mount -o remount,rw), or add readonly".into()
+        }
+        nix::errno::Errno::EACCES | nix::errno::Errno::EPERM => "this user cannot write it; change its permissions, or add readonly".into(),
+        error => format!("it cannot be written to ({}); look at the kernel's log (dmesg), or add readonly", error.desc()),
     }
 }
 
@@ -258,8 +275,10 @@ pub(super) fn check_images(disks: &[DiskConfig]) -> Result<(), ConfigError> {
                 "the change log of a block device must outlive a restart of the host: write log=FILE on a file system",
             ));
         }
-        if !disk.read_only && nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_err() {
-            return Err(wrong(path, "this user cannot write it; change its permissions, or add readonly"));
+        if !disk.read_only
+            && let Err(error) = nix::unistd::access(path, nix::unistd::AccessFlags::W_OK)
+        {
+            return Err(wrong(path, unwritable(error)));
         }
         // Two names of one file (a symbolic or hard link, another node of the same device) are one disk.
         let identity = if kind.is_block_device() { (u64::MAX, facts.rdev()) } else { (facts.dev(), facts.ino()) };

@@ -12,7 +12,7 @@ fn refused(texts: &[&str]) -> String {
 
 #[test]
 fn a_disk_is_read_with_all_its_keys_and_with_none_but_its_path() {
-    let all = "path=/srv/a,,b.img,serial=root,readonly,mode=mirror,log=/srv/a.log,resync=full";
+    let all = "path=/srv/a,,b.img,serial=root,readonly=false,mode=mirror,log=/srv/a.log,resync=full";
 
     let made = disks(vec![option(all), option("path=/srv/b.img")]).expect("two disks");
 
@@ -22,7 +22,7 @@ fn a_disk_is_read_with_all_its_keys_and_with_none_but_its_path() {
             DiskConfig {
                 path: "/srv/a,b.img".into(),
                 serial: "root".into(),
-                read_only: true,
+                read_only: false,
                 mode: DiskMode::Mirror,
                 log: Some("/srv/a.log".into()),
                 resync: Resync::Full
@@ -45,6 +45,21 @@ fn a_shared_disk_has_neither_a_change_log_nor_a_copy_to_overwrite() {
     assert!(made.iter().all(|disk| disk.mode == DiskMode::Shared && disk.log.is_none()));
     assert!(refused(&["path=/dev/a,mode=shared,log=/srv/a.log"]).contains("leave log= out"));
     assert!(refused(&["path=/dev/a,mode=shared,resync=full"]).contains("leave resync= out"));
+}
+
+#[test]
+fn a_read_only_disk_has_neither_a_change_log_nor_a_copy_to_overwrite() {
+    assert!(disks(vec![option("path=/a,readonly")]).expect("a read-only disk")[0].read_only);
+    assert!(refused(&["path=/a,readonly,log=/srv/a.log"]).contains("leave log= out"));
+    assert!(refused(&["path=/a,readonly,resync=full"]).contains("leave resync= out"));
+}
+
+#[test]
+fn why_an_image_cannot_be_written_to_decides_what_to_do() {
+    use nix::errno::Errno;
+    for (error, words) in [(Errno::EROFS, "remount,rw"), (Errno::EACCES, "permissions"), (Errno::EIO, "dmesg")] {
+        assert!(unwritable(error).contains(words), "{error}");
+    }
 }
 
 #[test]

@@ -18,6 +18,12 @@ pub(super) fn paths(config: &NodeConfig) -> impl Iterator<Item = PathBuf> + '_ {
     config.machine.disks.iter().filter(|disk| disk.mode == DiskMode::Shared && !disk.read_only).map(|disk| disk.path.clone())
 }
 
+/// What to tell an operator who gave a fencing command that nothing runs.
+pub(super) fn unused(config: &NodeConfig) -> Option<&'static str> {
+    let unused = config.fence_command.is_some() && paths(config).next().is_none();
+    unused.then_some("--fence-command is given, and never run: no disk of this guest has mode=shared and is written to; leave it out, or check the disks")
+}
+
 /// How long an attempt waits for a process that has a device or a file and is ending.
 const LOCK_BOUND: Duration = Duration::from_secs(2);
 

@@ -126,6 +126,12 @@ impl Outlets {
         Ok(Outlets { report, events, console, server })
     }
 
+    /// Tells the operator something that the node goes on in spite of, in the log and as an event.
+    pub(super) fn warn(&self, text: &str) {
+        tracing::warn!("{text}");
+        (self.report)(NodeEventKind::Warning { text: text.to_owned() });
+    }
+
     /// The way out for the guest's console.
     pub(super) fn console(&self) -> ConsoleOut {
         match (&self.console, &self.server) {

@@ -75,3 +75,26 @@ fn a_file_that_the_dead_hosts_lock_still_covers_is_waited_for_and_the_command_is
     fence.shut_out(&[], &me(4), &Granted(true)).expect("shut out");
     assert_eq!(fence.fence.0.load(Ordering::Relaxed), 2);
 }
+
+#[test]
+fn a_fencing_command_that_nothing_would_run_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("image");
+    std::fs::File::create(&path).and_then(|file| file.set_len(1 << 20)).expect("an image");
+    let unused = |more: &str, command: Option<&str>| {
+        let options = crate::config::NodeOptions {
+            net: vec!["tap=tap0,mac=52:54:00:12:34:56".into()],
+            disk: vec![format!("path={}{more}", path.display()).parse().expect("a disk")],
+            arbiter: Some("file:/srv/vm0".into()),
+            fence_command: command.map(Into::into),
+            ..Default::default()
+        };
+        super::unused(&options.resolve(crate::config::Verb::Run).expect("a configuration"))
+    };
+
+    assert_eq!(unused(",mode=shared", Some("true")), None);
+    assert_eq!(unused("", None), None);
+    for more in ["", ",mode=shared,readonly"] {
+        assert!(unused(more, Some("true")).is_some_and(|text| text.contains("--fence-command")), "{more}");
+    }
+}
