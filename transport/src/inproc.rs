@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use std::collections::VecDeque;
 
+use crate::book::SlotBook;
 use crate::error::{GoneCause, TransportError};
 use crate::link::{
     ControlReceiver, ControlSender, DataReceiver, DataSender, Geometry, MAX_CONTROL_BYTES, Piece, PrimaryPending, RegionId, SlotId,
@@ -240,20 +241,11 @@ impl Drop for ControlEnd {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Peer,
-    Free,
-    Ours(u32),
-}
-
 struct Sender {
     wire: Arc<Wire>,
     staging: Arc<Staging>,
     regions: Vec<Arc<Region>>,
-    free: Vec<SlotId>,
-    owners: Vec<Owner>,
-    last_ticket: u64,
+    book: SlotBook,
     reported: u64,
 }
 
@@ -269,15 +261,14 @@ impl Sender {
             let announced = staging.geometry();
             return Err(TransportError::protocol(format!("its Welcome spoke of {geometry:?}, its staging is {announced:?}")));
         }
-        let owners = vec![Owner::Peer; geometry.slots as usize];
-        Ok(Sender { wire, staging, regions: Vec::new(), free: Vec::new(), owners, last_ticket: 0, reported: 0 })
+        Ok(Sender { wire, staging, regions: Vec::new(), book: SlotBook::new(geometry), reported: 0 })
     }
 
-    fn posted(&self, slot: SlotId) -> Result<u32, TransportError> {
-        match self.owners.get(slot.0 as usize) {
-            Some(Owner::Ours(posted)) => Ok(*posted),
-            _ => Err(TransportError::SlotNotOwned(slot)),
-        }
+    /// Runs `read` with the address of a piece's region, after checking the piece's range.
+    fn with_piece(&self, piece: &Piece, read: impl FnOnce(*const u8)) -> Result<(), TransportError> {
+        let region = self.regions.get(piece.region.0 as usize);
+        let region = region.ok_or_else(|| TransportError::Misuse(format!("region {} is not registered", piece.region.0)))?;
+        region.with_readable(std::iter::once(piece.offset..piece.offset.saturating_add(piece.len)), read)
     }
 }
 
@@ -295,43 +286,26 @@ impl DataSender for Sender {
     }
 
     fn acquire_among(&mut self, most: u32, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
-        let fewest_free = (self.staging.geometry().slots as usize).saturating_sub(most as usize);
-        let (free, owners) = (&mut self.free, &mut self.owners);
-        let slot = self.wire.wait(timeout, |state, _| {
-            for slot in state.credits.drain(..) {
-                owners[slot.0 as usize] = Owner::Free;
-                free.push(slot);
-            }
-            if free.len() <= fewest_free {
-                return Taken::Nothing;
-            }
-            free.pop().map_or(Taken::Nothing, Taken::Got)
+        let book = &mut self.book;
+        let acquired = self.wire.wait(timeout, |state, _| match state.credits.drain(..).try_for_each(|slot| book.granted(slot)) {
+            Err(error) => Taken::Got(Err(error)),
+            Ok(()) => book.acquire(most).map_or(Taken::Nothing, |slot| Taken::Got(Ok(slot))),
         })?;
-        if let Some(slot) = slot {
-            self.owners[slot.0 as usize] = Owner::Ours(0);
-        }
-        Ok(slot)
+        acquired.transpose()
     }
 
     fn post_write(&mut self, slot: SlotId, offset: u32, pieces: &[Piece]) -> Result<(), TransportError> {
         // Held while copying: once the standby has hung up (which takes this lock), nothing writes to its staging any more.
         let state = self.wire.lock();
         self.wire.alive(&state)?;
-        let posted = self.posted(slot)?;
-        let slot_bytes = self.staging.geometry().slot_bytes as usize;
         let total = pieces.iter().fold(0_usize, |sum, p| sum.saturating_add(p.len));
-        if (offset as usize).saturating_add(total) > slot_bytes || posted as usize + total > slot_bytes {
-            return Err(TransportError::Misuse(format!(
-                "write of {total} bytes at {offset} does not fit slot {slot} of {slot_bytes} bytes"
-            )));
-        }
+        // All of them first: what is refused must not have been posted in part.
+        pieces.iter().try_for_each(|piece| self.with_piece(piece, |_| ()))?;
+        self.book.post(slot, offset, total)?;
         let mut at = offset as usize;
         for piece in pieces {
-            let region = self.regions.get(piece.region.0 as usize);
-            let region = region.ok_or_else(|| TransportError::Misuse(format!("region {} is not registered", piece.region.0)))?;
             let to = self.staging.slot_base(slot);
-            let range = piece.offset..piece.offset.saturating_add(piece.len);
-            region.with_readable(std::iter::once(range), |base| {
+            self.with_piece(piece, |base| {
                 // SAFETY: the source range is inside its region and not claimed for writing while this closure runs; the target range was
                 // checked to be inside a slot that is ours, so no guard reads it and no other sender writes it.
                 unsafe { std::ptr::copy_nonoverlapping(base.add(piece.offset), to.add(at), piece.len) };
@@ -339,18 +313,10 @@ impl DataSender for Sender {
             at += piece.len;
         }
         drop(state);
-        self.owners[slot.0 as usize] = Owner::Ours(posted + total as u32);
         Ok(())
     }
 
     fn post_end(&mut self, slot: SlotId, len: u32, ticket: u64) -> Result<(), TransportError> {
-        let posted = self.posted(slot)?;
-        if posted != len {
-            return Err(TransportError::Misuse(format!("slot {slot} ended at {len} bytes, {posted} were posted")));
-        }
-        if ticket <= self.last_ticket {
-            return Err(TransportError::Misuse(format!("ticket {ticket} after ticket {}", self.last_ticket)));
-        }
         let due = self.wire.due();
         let mut state = self.wire.lock();
         self.wire.alive(&state)?;
@@ -359,14 +325,13 @@ impl DataSender for Sender {
             Faults(Arc::clone(&self.wire)).cut();
             return Err(TransportError::PeerGone { cause: GoneCause::Reset });
         }
+        self.book.end(slot, len, ticket)?;
         if let Some(offset) = state.corrupt.take()
             && len > 0
         {
-            // SAFETY: inside the slot's first `len` bytes; the slot is still ours, it is handed over below.
+            // SAFETY: inside the slot's first `len` bytes; the peer does not know of its end before it is pushed below.
             unsafe { *self.staging.slot_base(slot).add((offset % len) as usize) ^= 1 };
         }
-        self.last_ticket = ticket;
-        self.owners[slot.0 as usize] = Owner::Peer;
         state.ends.queue.push_back((due, (slot, len)));
         Ok(())
     }
@@ -379,8 +344,9 @@ impl DataSender for Sender {
 
     fn completed(&mut self, _timeout: Duration) -> Result<Option<u64>, TransportError> {
         self.wire.alive(&self.wire.lock())?;
-        let news = (self.last_ticket > self.reported).then_some(self.last_ticket);
-        self.reported = self.last_ticket;
+        let last = self.book.last_ticket();
+        let news = (last > self.reported).then_some(last);
+        self.reported = last;
         Ok(news)
     }
 }

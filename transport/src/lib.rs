@@ -8,6 +8,7 @@
 //! The traits are shaped for one-sided RDMA: memory is registered once, writes are posted into the peer's slots, an end marker tells the
 //! peer that a slot is complete, completions tell the sender which of its buffers are free again, and credits tell it which slots are.
 
+mod book;
 pub mod error;
 pub mod inproc;
 pub mod link;

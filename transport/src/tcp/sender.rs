@@ -2,8 +2,8 @@
 //! of frames ([`super::frame`]), one message's iovecs ([`super::gather`]).
 //!
 //! Everything posted between two flushes goes out in as few sends as fit (a small epoch: one). Sends are linked, so that the kernel works
-//! them off in order by itself; one that was cut short breaks the chain, and what is left is submitted again. Guards S7 on this side: a
-//! credit for a slot that is not out is an error.
+//! them off in order by itself; one that was cut short breaks the chain, and what is left is submitted again. Guards S7 on this side by
+//! its [`SlotBook`].
 
 use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
@@ -17,6 +17,7 @@ use super::frame::{CREDIT_BYTES, Frame, SHAPE_BYTES, decode_shape};
 use super::gather::Gather;
 use super::ring::Ring;
 use super::socket::{self, Life};
+use crate::book::SlotBook;
 use crate::error::{GoneCause, TransportError};
 use crate::link::{DataSender, Geometry, Piece, RegionId, SlotId};
 use crate::region::Region;
@@ -50,20 +51,10 @@ struct Buffers {
     credit_bytes: Box<[u8; CREDIT_READ_BYTES]>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Owner {
-    Peer,
-    Free,
-    /// Acquired, with so many bytes posted.
-    Ours {
-        posted: u32,
-    },
-}
-
 pub(crate) struct Sender {
     ring: Ring,
     stream: TcpStream,
-    geometry: Geometry,
+    book: SlotBook,
     /// `None` only while dropping.
     buffers: Option<Buffers>,
     spare: Vec<Gather>,
@@ -75,10 +66,6 @@ pub(crate) struct Sender {
     credit_read_posted: bool,
     /// Bytes of a credit that came in part.
     credit_part: usize,
-    /// Free slots, the most recently freed on top.
-    free: Vec<SlotId>,
-    owners: Vec<Owner>,
-    last_ticket: u64,
     completed: u64,
     reported: u64,
     life: Life,
@@ -101,7 +88,7 @@ impl Sender {
         Ok(Sender {
             ring,
             stream,
-            geometry,
+            book: SlotBook::new(geometry),
             buffers: Some(Buffers { regions: Vec::new(), messages: VecDeque::new(), credit_bytes }),
             spare: Vec::new(),
             first_serial: CREDIT_READ + 1,
@@ -109,9 +96,6 @@ impl Sender {
             in_flight: 0,
             credit_read_posted: false,
             credit_part: 0,
-            free: Vec::with_capacity(geometry.slots as usize),
-            owners: vec![Owner::Peer; geometry.slots as usize],
-            last_ticket: 0,
             completed: 0,
             reported: 0,
             life: Life::default(),
@@ -220,13 +204,7 @@ impl Sender {
         let available = self.credit_part + n;
         let whole = available - available % CREDIT_BYTES;
         for credit in bytes[..whole].chunks_exact(CREDIT_BYTES) {
-            let slot = SlotId(u32::from_le_bytes([credit[0], credit[1], credit[2], credit[3]]));
-            match self.owners.get_mut(slot.0 as usize) {
-                Some(owner @ Owner::Peer) => *owner = Owner::Free,
-                Some(_) => return Err(TransportError::protocol(format!("credit for slot {slot}, which is free or in use here already"))),
-                None => return Err(TransportError::protocol(format!("credit for slot {slot}, there are {}", self.geometry.slots))),
-            }
-            self.free.push(slot);
+            self.book.granted(SlotId(u32::from_le_bytes([credit[0], credit[1], credit[2], credit[3]])))?;
         }
         bytes.copy_within(whole..available, 0);
         self.credit_part = available - whole;
@@ -259,13 +237,6 @@ impl Sender {
         self.life.note(&self.stream, result)
     }
 
-    fn posted(&mut self, slot: SlotId) -> Result<&mut u32, TransportError> {
-        match self.owners.get_mut(slot.0 as usize) {
-            Some(Owner::Ours { posted }) => Ok(posted),
-            _ => Err(TransportError::SlotNotOwned(slot)),
-        }
-    }
-
     /// Address of a piece's first byte, after checking its range.
     fn piece_base(&self, piece: &Piece) -> Result<*const u8, TransportError> {
         let region = self.buffers.as_ref().and_then(|b| b.regions.get(piece.region.0 as usize));
@@ -289,7 +260,7 @@ impl Sender {
 
 impl DataSender for Sender {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.book.geometry()
     }
 
     fn register(&mut self, region: Arc<Region>) -> Result<RegionId, TransportError> {
@@ -302,28 +273,13 @@ impl DataSender for Sender {
     }
 
     fn acquire_among(&mut self, most: u32, timeout: Duration) -> Result<Option<SlotId>, TransportError> {
-        let fewest_free = (self.geometry.slots as usize).saturating_sub(most as usize);
-        self.drive(timeout, |sender| {
-            if sender.free.len() <= fewest_free {
-                return None;
-            }
-            let slot = sender.free.pop()?;
-            sender.owners[slot.0 as usize] = Owner::Ours { posted: 0 };
-            Some(slot)
-        })
+        self.drive(timeout, |sender| sender.book.acquire(most))
     }
 
     fn post_write(&mut self, slot: SlotId, offset: u32, pieces: &[Piece]) -> Result<(), TransportError> {
         self.life.check()?;
         let total = self.check_pieces(pieces)?;
-        let slot_bytes = self.geometry.slot_bytes as usize;
-        let posted = self.posted(slot)?;
-        if (offset as usize).saturating_add(total) > slot_bytes || *posted as usize + total > slot_bytes {
-            return Err(TransportError::Misuse(format!(
-                "write of {total} bytes at {offset} does not fit slot {slot} of {slot_bytes} bytes"
-            )));
-        }
-        *posted += total as u32;
+        self.book.post(slot, offset, total)?;
         let mut offset = offset;
         let mut rest = pieces.iter().copied().filter(|p| p.len > 0).peekable();
         // A write is split into as many frames as the messages' bounds ask for: usually one.
@@ -368,15 +324,7 @@ impl DataSender for Sender {
 
     fn post_end(&mut self, slot: SlotId, len: u32, ticket: u64) -> Result<(), TransportError> {
         self.life.check()?;
-        let posted = *self.posted(slot)?;
-        if posted != len {
-            return Err(TransportError::Misuse(format!("slot {slot} ended at {len} bytes, {posted} were posted")));
-        }
-        if ticket <= self.last_ticket {
-            return Err(TransportError::Misuse(format!("ticket {ticket} after ticket {}", self.last_ticket)));
-        }
-        self.last_ticket = ticket;
-        self.owners[slot.0 as usize] = Owner::Peer;
+        self.book.end(slot, len, ticket)?;
         let tail = self.tail(Gather::has_header_room);
         tail.push_header(Frame::End { slot, len });
         tail.ticket = ticket;
