@@ -137,8 +137,11 @@ mod tests {
     #[test]
     fn resets_are_told_once_a_second_at_most_and_none_is_left_out() {
         let mut resets = Resets::new(0);
-        let (_, told, _, now) = played(&mut resets, 0, 30 * MS, 60);
-        assert!(told.len() as u64 <= 1 + now / TOLD_EVERY_NS, "{told:?} in {now} ns");
+        let (_, told, _, now) = played(&mut resets, 0, 30 * MS, MANY - 1);
+        assert_eq!((told, resets.due(now)), (vec![1], None));
+        assert_eq!(resets.due(30 * MS + TOLD_EVERY_NS), Some(u64::from(MANY) - 2));
+
+        let (_, told, _, now) = played(&mut resets, now, 30 * MS, 60);
         let rest = resets.due(now + TOLD_EVERY_NS).unwrap_or(0);
         assert_eq!(told.iter().sum::<u64>() + rest, 60);
         assert_eq!(resets.due(now + 2 * TOLD_EVERY_NS), None);

@@ -89,7 +89,7 @@ fn file(directory: &Path, name: &str) -> PathBuf {
 /// None is.
 pub fn state(runs: &Path) -> Result<State, LabError> {
     let path = file(&runs.join(NAME), "state.json");
-    let none = || LabError::Missing { what: "a lab that is up".into(), remedy: "start one: lockstep-lab up".into() };
+    let none = || LabError::Found("no lab is up; start one: lockstep-lab up".into());
     let text = fs::read_to_string(path).map_err(|_| none())?;
     let state: State = serde_json::from_str(&text).map_err(|_| none())?;
     state.switch.exists().then_some(state).ok_or_else(none)
@@ -191,13 +191,13 @@ mod tests {
     fn without_a_lab_a_verb_is_told_how_to_start_one() {
         let runs = tempfile::tempdir().expect("a directory");
         let request = Request { host: 1, verb: Verb::Kill };
-        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("start one: lockstep-lab up"));
+        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("no lab is up; start one: lockstep-lab up"));
 
         // What a keeper leaves that was killed.
         let run = runs.path().join(NAME);
         fs::create_dir_all(&run).expect("a run");
         let gone = State { keeper: 1, switch: "/proc/0/fd/3".into(), clients: "/proc/0/fd/4".into(), hosts: 2 };
         fs::write(run.join("state.json"), serde_json::to_string(&gone).expect("a state")).expect("written");
-        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("start one: lockstep-lab up"));
+        assert!(ask(runs.path(), request).expect_err("no lab").to_string().contains("no lab is up; start one: lockstep-lab up"));
     }
 }
