@@ -32,15 +32,6 @@ fn with_images(guest: Guest) -> (Lab, Image, Image) {
     (lab, a, b)
 }
 
-/// Blocks that the last link's primary sent of its disks, from its log.
-fn blocks_sent(lab: &Lab, node: &str) -> u64 {
-    lab.until_logged(node, "the disks are copied");
-    let log = lab.log(node);
-    let line = log.lines().rev().find(|line| line.contains("the disks are copied")).expect("a line");
-    let digits = line.split("blocks").nth(1).expect("a number of blocks").trim_start_matches(|c: char| !c.is_ascii_digit());
-    digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
-}
-
 #[test]
 fn every_acknowledged_disk_write_survives_a_kill_and_the_old_primary_returns_with_the_same_content() {
     if !lab::available() {
@@ -90,7 +81,7 @@ fn a_standby_that_was_away_is_brought_what_has_changed_and_no_more() {
     let (mut a, mut b) = lab.pair(&Spec::primary(Host::A, "a").disk(&a_image, ""), &Spec::standby(Host::B, "b").disk(&b_image, ""));
     let mut stamps = Stamps::new(lab.connect());
     let first = a.until_protected(0);
-    assert!(blocks_sent(&lab, "a") >= BYTES / 4096, "the first standby is brought everything");
+    assert!(lab.blocks_sent("a") >= BYTES / 4096, "the first standby is brought everything");
     stamps.write(FIRST_BLOCK);
     a_image.until_equals(&b_image);
     // Until what was copied and written counts as the same.
@@ -105,7 +96,7 @@ fn a_standby_that_was_away_is_brought_what_has_changed_and_no_more() {
     again.until_ready();
     a.until_protected(killed_ns);
 
-    let sent = blocks_sent(&lab, "a");
+    let sent = lab.blocks_sent("a");
     assert!((2 * REGION_BLOCKS..=3 * REGION_BLOCKS).contains(&sent), "{sent} blocks were sent for two regions");
     stamps.prove();
     a_image.until_equals(&b_image);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use disk_buffer::changes::format;
+use disk_buffer::{Cache, DiskError};
 use lockstep::demo::client::Connection;
 use lockstep::demo::resp::Reply;
 use rand::Rng;
@@ -85,6 +86,18 @@ impl Image {
         let deadline = Instant::now() + BOUND;
         while self.marked().map_or(true, |count| count > most) {
             assert!(Instant::now() < deadline, "{}: {:?} regions are marked, awaited {most}", self.0.display(), self.marked());
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Waits until no process has it as a disk: after the end of one that had requests to it in flight, the kernel keeps it open until they are done.
+    ///
+    /// # Panics
+    /// One keeps it.
+    pub fn until_free(&self) {
+        let deadline = Instant::now() + BOUND;
+        while let Err(DiskError::InUse(_)) = disk_buffer::image::Image::open(&self.0, false, Cache::default()) {
+            assert!(Instant::now() < deadline, "{} is in use", self.0.display());
             std::thread::sleep(TICK);
         }
     }

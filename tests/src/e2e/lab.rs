@@ -138,11 +138,32 @@ impl Lab {
     /// # Panics
     /// It does not come.
     pub fn until_logged(&self, name: &str, words: &str) {
-        let deadline = Instant::now() + BOUND;
+        self.until_logged_within(name, words, BOUND);
+    }
+
+    /// As [`Lab::until_logged`], for what takes longer.
+    ///
+    /// # Panics
+    /// It does not come.
+    pub fn until_logged_within(&self, name: &str, words: &str, bound: Duration) {
+        let deadline = Instant::now() + bound;
         while !self.log(name).contains(words) {
             assert!(Instant::now() < deadline, "{words:?} is not in the log of {name}:\n{}", self.log(name));
             std::thread::sleep(TICK);
         }
+    }
+
+    /// Blocks that the last link's primary sent of its disks, from its log.
+    ///
+    /// # Panics
+    /// There was none.
+    #[must_use]
+    pub fn blocks_sent(&self, node: &str) -> u64 {
+        self.until_logged(node, "the disks are copied");
+        let log = self.log(node);
+        let line = log.lines().rev().find(|line| line.contains("the disks are copied")).expect("a line");
+        let digits = line.split("blocks").nth(1).expect("a number of blocks").trim_start_matches(|c: char| !c.is_ascii_digit());
+        digits.chars().take_while(char::is_ascii_digit).collect::<String>().parse().expect("a number")
     }
 
     /// Starts a node. It dies with the calling thread.
