@@ -217,8 +217,8 @@ fn two_ways_to_one_medium_are_never_made_a_mirror_of_itself_even_when_it_may_be_
 
     let (mut a, mut b) = refused(
         &lab,
-        &Spec::primary(Host::A, "a").disk(&one.0, &log("a.log")),
-        &Spec::standby(Host::B, "b").disk(&two.0, &format!("{},resync=full", log("b.log"))),
+        &Spec::primary(Host::A, "a").disk(&one.0, &log("a.changes")),
+        &Spec::standby(Host::B, "b").disk(&two.0, &format!("{},resync=full", log("b.changes"))),
         "both hosts were given one disk for two copies",
     );
     b.kill();
@@ -228,7 +228,7 @@ fn two_ways_to_one_medium_are_never_made_a_mirror_of_itself_even_when_it_may_be_
     let written = |block: usize| block == FIRST_BLOCK as usize;
     let kept = |(block, bytes): (usize, &[u8])| written(block) || bytes.iter().all(|byte| *byte == block as u8 | 1);
     assert!(content.chunks(4096).enumerate().all(kept), "nothing was copied over it");
-    assert!(!lab.directory().join("b.log").exists());
+    assert!(!lab.directory().join("b.changes").exists());
 }
 
 #[test]
