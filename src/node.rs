@@ -217,6 +217,7 @@ fn start_standby(config: &NodeConfig, outlets: &Outlets, shutdown: &AtomicBool) 
     let setup = replica::Setup {
         node: node(config, host),
         arbiter: client(arbiters())?,
+        witness: client(arbiters())?,
         fence,
         listener: transport::tcp::Listener::bind(listen)?,
         report: Arc::clone(&report),

@@ -86,6 +86,13 @@ pub enum Message {
         /// The newest epoch whose writes are all on it.
         epoch: Epoch,
     },
+    /// Standby to primary: whether it sees the arbiter's record name it. Said once it has looked, and when that changes. Nothing but what operators are told rests on it.
+    Sight {
+        /// The generation of the link.
+        generation: Generation,
+        /// Why it could not take over now; none: it sees the record.
+        trouble: Option<String>,
+    },
 }
 
 impl Message {
@@ -103,6 +110,7 @@ impl Message {
             Message::Shutdown { .. } => "Shutdown",
             Message::Input { .. } => "Input",
             Message::Issued { .. } => "Issued",
+            Message::Sight { .. } => "Sight",
         }
     }
 }

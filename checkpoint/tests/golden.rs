@@ -203,6 +203,8 @@ fn the_bytes_of_the_control_messages() {
             "4c4b0500080301070102abcd",
         ),
         (Message::Issued { generation: Generation(3), disk: DiskIndex(1), epoch: Epoch(9) }, "4c4b050009030109"),
+        (Message::Sight { generation: Generation(3), trouble: None }, "4c4b05000a0300"),
+        (Message::Sight { generation: Generation(3), trouble: Some("no".into()) }, "4c4b05000a0301026e6f"),
     ];
     for (message, expected) in cases {
         let bytes = encode(&message).unwrap();

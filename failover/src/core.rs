@@ -17,12 +17,14 @@
 //! - *Fence, then run.* Where disks are shared, a grant becomes a running guest only after every older owner has been shut out of them (`fencing`).
 //! - *Sure, then out.* Making a machine ready after the grant takes a while, and the node may sleep in it. Before the guest is started, and before anything is sent for it, the shell looks at the clock; if its last look is
 //!   longer ago than a sleep would have to be noticed, it raises [`Event::Confirm`], and starts the guest only after [`Action::ResumeRelease`]. What was answered before a sleep grants nothing ([`Event::Stalled`]).
+//! - *Protected is what can be failed over from.* A standby reads the record itself, over and over, and says when it cannot (`sight`); only the word for the operator depends on it.
 //! - A standby activates only after [`Action::StopCommitting`] and after winning `{g, owner, me} -> {g+1, me, None}` while it holds a
 //!   committed epoch of generation g.
 
 mod ask;
 mod fencing;
 mod primary;
+mod sight;
 mod standby;
 
 use types::event::{Protection, Role};
@@ -30,7 +32,8 @@ use types::{Epoch, Generation, HostId, NodeId};
 
 use crate::fence::Predecessor;
 use crate::record::Record;
-use ask::{Asker, Outcome};
+use ask::{Asker, Outcome, Wish};
+use sight::Sight;
 
 /// Names one request to the arbiter, so that an answer that comes too late is known as such.
 pub type RequestId = u64;
@@ -50,14 +53,19 @@ pub struct Config {
     pub backoff_first_ns: u64,
     /// The longest wait before the arbiter is asked again. Nanoseconds.
     pub backoff_max_ns: u64,
-    /// A primary reads the record this often, to learn of a mistake of its operators (a second process of the same name). Nanoseconds; 0: never.
+    /// The record is read this often: by a primary to learn of a mistake of its operators (a second process of the same name), by a standby to know that it could take over. Nanoseconds; 0: never.
     pub watch_ns: u64,
+    /// A standby that was just recorded and does not see the record is told of after so long: caches of a file system may show it an older one for a moment. Nanoseconds.
+    pub first_sight_ns: u64,
+    /// A standby that saw the record is told of when it has not been able to read it for so long: storage may be away for a moment. Nanoseconds.
+    pub blind_ns: u64,
     /// The VM has disks that several hosts can write to: with each grant older owners are shut out of them before anything runs ([`Action::Fence`]).
     pub fence: bool,
 }
 
 impl Config {
-    /// Defaults: answers within 2 s (storage under load), first retry after 10 ms, never rarer than each second, watch each second.
+    /// Defaults: answers within 2 s (storage under load), first retry after 10 ms, never rarer than each second, watch each second. A file system's cached
+    /// names live for a second or a few; storage that fails over, or is restarted, is often back within ten.
     #[must_use]
     pub fn new(me: NodeId, instance: u64) -> Config {
         Config {
@@ -68,6 +76,8 @@ impl Config {
             backoff_first_ns: 10_000_000,
             backoff_max_ns: 1_000_000_000,
             watch_ns: 1_000_000_000,
+            first_sight_ns: 3_000_000_000,
+            blind_ns: 10_000_000_000,
             fence: false,
         }
     }
@@ -156,6 +166,11 @@ pub enum Event {
     FirstCommit {
         /// Which.
         epoch: Epoch,
+    },
+    /// Primary: the standby says whether it sees the record that it would take over by.
+    StandbySight {
+        /// Why it could not take over now; none: it sees itself named.
+        trouble: Option<String>,
     },
     /// Primary: a disk of this host failed under the guest, and the request that failed is left without an answer. Where a standby can serve, it takes over and
     /// carries the request out on its own disk; where none can, the shell tells the guest of the error as soon as this node is alone.
@@ -299,6 +314,11 @@ pub enum Action {
     DropLink,
     /// Standby: from the moment this is carried out no commit message may be sent.
     StopCommitting,
+    /// Standby: whether it sees the record has changed: tell the primary, if one is linked, and if there is trouble this node's operator.
+    TellSight {
+        /// Why it could not take over now; none: it sees the record.
+        trouble: Option<String>,
+    },
     /// Standby: granted. Activate from `replica::core::Standby::activation_point`. The node is an unprotected primary from now on.
     Activate {
         /// The new generation.
@@ -366,6 +386,10 @@ pub struct Node {
     watch_at_ns: Option<u64>,
     /// A disk failed before the standby was of use: this node gives up as soon as it is.
     disk_failed: Option<String>,
+    /// Whether the standby sees the record: this node, or this primary's.
+    sight: Sight,
+    /// Standby: since when it does not, or when that was last told.
+    dim_since_ns: Option<u64>,
 }
 
 impl Node {
@@ -373,7 +397,17 @@ impl Node {
     #[must_use]
     pub fn new(config: Config) -> Node {
         let ask = Asker::new(&config);
-        Node { config, state: State::New, generation: Generation(0), ask, on_hold: false, watch_at_ns: None, disk_failed: None }
+        Node {
+            config,
+            state: State::New,
+            generation: Generation(0),
+            ask,
+            on_hold: false,
+            watch_at_ns: None,
+            disk_failed: None,
+            sight: Sight::Unknown,
+            dim_since_ns: None,
+        }
     }
 
     /// The generation the node acts in: granted to it (primary), or its primary's (standby).
@@ -397,8 +431,11 @@ impl Node {
     pub fn protection(&self) -> Protection {
         match self.state {
             State::Copying { .. } | State::Opening { .. } | State::Waiting => Protection::Syncing,
-            State::Protected { .. } => Protection::Protected,
-            State::Standing { committed: true, recorded: true } => Protection::Protected,
+            State::Protected { .. } | State::Standing { committed: true, recorded: true } => match self.sight {
+                Sight::Unknown => Protection::Syncing,
+                Sight::Clear => Protection::Protected,
+                Sight::Blind(_) => Protection::Blind,
+            },
             State::Standing { .. } => Protection::Syncing,
             State::Striking | State::Ending | State::Seeking => Protection::Held,
             State::Fencing { .. } => Protection::Fencing,
@@ -425,13 +462,6 @@ impl Node {
     }
 }
 
-/// What a node wants of the arbiter.
-enum Wish {
-    Nothing,
-    Read,
-    Swap { expect: Option<Record>, new: Record },
-}
-
 impl Node {
     /// Takes one event at `now_ns` (any monotonic clock) and appends what must be done to `actions`.
     ///
@@ -440,12 +470,12 @@ impl Node {
         match event {
             Event::ArbiterReply { id, answer } => match self.ask.take(id, answer, now_ns) {
                 Outcome::Stale => {}
-                Outcome::Failed(why) => self.unanswered(&why, actions),
+                Outcome::Failed(why) => self.unanswered(&why, now_ns, actions),
                 Outcome::Known(record) => self.learned(record, now_ns, actions),
             },
             Event::Tick => {
                 if self.ask.expire(now_ns) {
-                    self.unanswered("the arbiter did not answer in time", actions);
+                    self.unanswered("the arbiter did not answer in time", now_ns, actions);
                 }
             }
             Event::StartPrimary { abandon_standby } if self.state == State::New => {
@@ -453,6 +483,8 @@ impl Node {
             }
             Event::StartStandby if self.state == State::New => {
                 self.state = State::Waiting;
+                // Not only when it is needed: an arbiter that is out of reach is told of now.
+                self.watch_at_ns = (self.config.watch_ns > 0).then_some(now_ns);
                 self.report("waiting for a primary", actions);
             }
             // A grant that was answered before the sleep may be over: it counts only when it is read again.
@@ -507,7 +539,11 @@ impl Node {
     /// An arbiter answer says what the record is.
     fn learned(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
         match self.state {
-            State::New | State::Stopped | State::Waiting => {}
+            State::New | State::Stopped => {}
+            State::Waiting => {
+                self.watch_from(now_ns);
+                self.sees(actions);
+            }
             State::Starting { .. } => self.learned_starting(record, now_ns, actions),
             State::Standing { .. } | State::Seeking => self.learned_standby(record, now_ns, actions),
             State::Fencing { .. } => self.learned_fencing(record, now_ns, actions),
@@ -516,7 +552,7 @@ impl Node {
     }
 
     /// No answer is no grant: nothing changes but what the operator is told.
-    fn unanswered(&mut self, why: &str, actions: &mut Vec<Action>) {
+    fn unanswered(&mut self, why: &str, now_ns: u64, actions: &mut Vec<Action>) {
         match self.state {
             State::Starting { .. } => self.report(&format!("waiting for the arbiter before the guest may start: {why}"), actions),
             State::Opening { recorded: false, .. } => {
@@ -526,6 +562,11 @@ impl Node {
                 self.report(&format!("output is held: the standby is gone and the arbiter gives no answer: {why}"), actions);
             }
             State::Seeking => self.report(&format!("not activating: the arbiter gives no answer: {why}"), actions),
+            State::Waiting => {
+                self.watch_at_ns = (self.config.watch_ns > 0).then_some(0);
+                self.dim(&sight::unread(why), now_ns, actions);
+            }
+            State::Standing { recorded: true, .. } => self.dim(&sight::unread(why), now_ns, actions),
             _ if self.on_hold => self.report(&format!("output is held: the right to run cannot be confirmed: {why}"), actions),
             // The watch is tried again after the pause.
             _ => {

@@ -76,11 +76,42 @@ impl Record {
     }
 }
 
+/// What is wrong, in words, with a record that a node reads for itself while `owner` says that it runs the guest in `generation`: the two nodes have different records, or one of them a
+/// stale view, and the one who reads this could never take over.
+///
+/// # Errors
+/// The difference.
+pub fn agrees(record: Option<&Record>, owner: &NodeId, generation: Generation) -> Result<(), String> {
+    let found = match record {
+        Some(record) if record.owner == *owner && record.generation == generation => return Ok(()),
+        Some(record) => format!("that {} owns the guest in generation {}", record.owner, record.generation),
+        None => "no record".to_owned(),
+    };
+    Err(format!("{owner} says that it owns the guest in generation {generation}, and this node finds {found}"))
+}
+
 impl Predecessor {
     /// Whether it is the node of this name on this host: another host of the same name is another, where both hosts are known.
     #[must_use]
     pub fn is(&self, node: &NodeId, host: Option<HostId>) -> bool {
         let elsewhere = matches!((self.host, host), (Some(one), Some(other)) if one != other);
         self.node == *node && !elsewhere
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_agrees_only_with_its_owner_in_its_generation() {
+        let (a, b) = (NodeId("a".to_owned()), NodeId("b".to_owned()));
+        let record = Record { generation: Generation(3), owner: a.clone(), host: None, instance: 1, standby: None, unfenced: Vec::new() };
+
+        assert_eq!(agrees(Some(&record), &a, Generation(3)), Ok(()));
+        for (record, owner, generation) in [(None, &a, 3), (Some(&record), &b, 3), (Some(&record), &a, 2), (Some(&record), &a, 4)] {
+            let told = agrees(record, owner, Generation(generation)).unwrap_err();
+            assert!(told.contains(&format!("{owner} says")) && told.contains("finds"), "{told}");
+        }
     }
 }

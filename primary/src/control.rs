@@ -66,9 +66,14 @@ impl ControlThread {
                     disk.peer_durable(epoch);
                 }
             }
+            Message::Sight { generation, trouble } if generation == self.generation => {
+                shared.heard_ns.store(monotonic_ns(), Ordering::Release);
+                shared.tell(News::Sight { link: self.link, trouble });
+            }
+            Message::Sight { .. } => {}
             Message::Heartbeat { .. } => shared.heard_ns.store(monotonic_ns(), Ordering::Release),
             Message::Shutdown { reason } | Message::Refuse { reason } => shared.tell(News::PeerLeft { link: self.link, reason }),
-            other => return Err(format!("the standby sent {} where only commits, Durable and heartbeats can come", other.name())),
+            other => return Err(format!("the standby sent {} where only commits, Durable, Sight and heartbeats can come", other.name())),
         }
         Ok(())
     }

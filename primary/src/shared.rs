@@ -79,6 +79,8 @@ pub(crate) enum News {
     Issued { disk: DiskIndex, generation: Generation, epoch: Epoch },
     /// A shared disk says that another node has shut this one out.
     ShutOut { reason: String },
+    /// The standby said whether it sees the arbiter's record; if not, why.
+    Sight { link: u64, trouble: Option<String> },
     /// The standby said that a newer generation exists, or that it is leaving.
     PeerLeft { link: u64, reason: String },
 }

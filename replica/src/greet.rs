@@ -20,6 +20,7 @@ use crate::apply::Job;
 use crate::disks::{self, Agreed};
 use crate::error::ReplicaError;
 use crate::shared::{News, Shared};
+use crate::witness::Witness;
 
 /// How often the thread looks whether it should end.
 const POLL: Duration = Duration::from_millis(100);
@@ -76,14 +77,14 @@ pub(crate) struct Door {
 }
 
 /// Runs until the door is closed for good.
-pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
+pub(crate) fn run(shared: &Arc<Shared>, door: &Door, mut witness: Witness, listener: &Listener) {
     let mut earlier = Earlier::default();
     while !door.closed.load(Ordering::Acquire) {
         match listener.accept(POLL) {
             Ok(None) => {}
             Ok(Some(pending)) => {
                 let peer = pending.peer.clone();
-                if let Err(error) = meet(shared, door, pending, &mut earlier) {
+                if let Err(error) = meet(shared, door, &mut witness, pending, &mut earlier) {
                     tracing::warn!(peer, %error, "a primary could not be linked");
                 }
             }
@@ -95,7 +96,13 @@ pub(crate) fn run(shared: &Arc<Shared>, door: &Door, listener: &Listener) {
     }
 }
 
-fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut Earlier) -> Result<(), ReplicaError> {
+fn meet(
+    shared: &Shared,
+    door: &Door,
+    witness: &mut Witness,
+    mut pending: StandbyPending,
+    earlier: &mut Earlier,
+) -> Result<(), ReplicaError> {
     let Some(bytes) = pending.control_rx.receive(HELLO)? else {
         return refuse(shared, earlier, pending, "no Hello came in time".to_owned());
     };
@@ -105,6 +112,10 @@ fn meet(shared: &Shared, door: &Door, mut pending: StandbyPending, earlier: &mut
         Err(error) => return refuse(shared, earlier, pending, error.to_string()),
     };
     if let Some(reason) = objection(door, &hello) {
+        return refuse(shared, earlier, pending, reason);
+    }
+    // Before anything is copied: a standby that has another record than its primary could never take over.
+    if let Err(reason) = witness.vouches(&hello.node, hello.generation) {
         return refuse(shared, earlier, pending, reason);
     }
     let Agreed { primary, plans, own } = match disks::agree(&shared.disks, &hello.disks) {

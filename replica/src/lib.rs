@@ -5,7 +5,7 @@
 //! | thread | file | does |
 //! |---|---|---|
 //! | role (the caller of [`run()`]) | `run.rs` | the role machine, heartbeats, the arbiter's answers, activation (`activate.rs`) |
-//! | greeter | `greet.rs` | meets primaries: Hello, Welcome or Refuse |
+//! | greeter | `greet.rs` | meets primaries: Hello, a look at the record (`witness.rs`), Welcome or Refuse |
 //! | data | `data.rs` | receives parts, verifies, commits; one per link |
 //! | control | `control.rs` | messages of the primary; one per link |
 //! | apply | `apply.rs` | brings committed epochs into guest memory and hands their disk writes to the disks, off the commit path |
@@ -26,6 +26,7 @@ mod input;
 mod run;
 mod shared;
 mod verified;
+mod witness;
 
 pub use error::ReplicaError;
 pub use run::{Activated, Outcome, ReplicaConfig, Setup, run};

@@ -34,6 +34,7 @@ use crate::error::ReplicaError;
 use crate::greet::{self, Door, Linked};
 use crate::input::Received;
 use crate::shared::{News, Shared};
+use crate::witness::Witness;
 
 /// What a standby is told besides its machine.
 #[derive(Clone, Debug)]
@@ -64,6 +65,8 @@ pub struct Setup {
     pub node: Node,
     /// The arbiter.
     pub arbiter: ArbiterClient,
+    /// Another way to it, for the one who meets primaries.
+    pub witness: ArbiterClient,
     /// Shuts older owners out of the shared disks, where there are any.
     pub fence: Option<FenceRunner>,
     /// The replication port.
@@ -153,7 +156,7 @@ enum Done {
 /// # Errors
 /// When a thread cannot be had, or when the guest was granted and cannot be activated.
 pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError> {
-    let Setup { machine, disks, node, arbiter, fence, listener, report, config, console } = setup;
+    let Setup { machine, disks, node, arbiter, witness, fence, listener, report, config, console } = setup;
     let (news_tx, news) = unbounded();
     let (apply_tx, jobs) = unbounded();
     let slots = machine.slots().slots();
@@ -179,7 +182,8 @@ pub fn run(setup: Setup, shutdown: &AtomicBool) -> Result<Outcome, ReplicaError>
     });
     {
         let (shared, door) = (Arc::clone(&shared), Arc::clone(&door));
-        spawn("greeter", move || greet::run(&shared, &door, &listener))?;
+        let witness = Witness::new(witness);
+        spawn("greeter", move || greet::run(&shared, &door, witness, &listener))?;
     }
     report(NodeEventKind::Ready);
     let mut role = RoleThread {
@@ -288,6 +292,7 @@ impl RoleThread {
                     tracing::debug!(%fault, "while stopping to commit");
                 }
             }
+            Action::TellSight { trouble } => self.tell_sight(trouble),
             Action::DropLink => self.drop_link(),
             Action::StandDown { reason } => {
                 tracing::info!(reason, "what this standby held is discarded");
@@ -311,6 +316,22 @@ impl RoleThread {
             }
             // A primary's actions: a standby's core gives none of them.
             other => tracing::debug!(?other, "not a standby's action"),
+        }
+    }
+
+    /// The way to the record has become of use, or of none.
+    fn tell_sight(&mut self, trouble: Option<String>) {
+        if let Some(trouble) = &trouble {
+            let text = format!("a failover would have to wait: {trouble}");
+            tracing::warn!("{text}");
+            (self.shared.report)(NodeEventKind::Warning { text });
+        }
+        let Some(link) = &self.link else { return };
+        let told = Message::Sight { generation: self.node.generation(), trouble };
+        let sent = message::encode(&told).map_err(ReplicaError::from).and_then(|bytes| Ok(link.control.send(&bytes)?));
+        if let Err(error) = sent {
+            // Not acted on here, in the middle of what the core ordered.
+            self.shared.tell(News::LinkLost { link: link.number, cause: error.to_string() });
         }
     }
 

@@ -27,8 +27,10 @@ pub enum Protection {
     Unprotected,
     /// The first full copy is on its way to a standby.
     Syncing,
-    /// A standby is committed and current.
+    /// A standby is committed and current, and sees the arbiter's record.
     Protected,
+    /// A standby is committed and current, and cannot reach the arbiter's record: output leaves as under protection, but a failover would wait for the arbiter.
+    Blind,
     /// The standby is gone and the arbiter has not yet said that the guest may go on alone: output is held.
     Held,
     /// The node is granted the guest, which may not run yet: older owners are being shut out of its shared disks.

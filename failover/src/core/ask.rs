@@ -24,6 +24,13 @@ pub(super) enum Outcome {
     Failed(String),
 }
 
+/// What a node wants of the arbiter.
+pub(super) enum Wish {
+    Nothing,
+    Read,
+    Swap { expect: Option<Record>, new: Record },
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Asker {
     next_id: RequestId,
@@ -135,6 +142,12 @@ impl Asker {
     pub(super) fn forget(&mut self) {
         self.pending = None;
         self.view = None;
+    }
+
+    /// A read that is under way is not waited for: what was known before it stands. Never to be called with a swap under way.
+    pub(super) fn drop_question(&mut self) {
+        debug_assert!(self.pending.as_ref().is_none_or(|pending| pending.proposed.is_none()), "a swap's outcome is not to be forgotten");
+        self.pending = None;
     }
 
     /// What was learned does not help: read again after a pause.

@@ -4,6 +4,7 @@
 
 use types::NodeId;
 
+use super::sight::Sight;
 use super::{Action, Event, Node, Over, State, Wish};
 use crate::record::Record;
 
@@ -29,6 +30,7 @@ impl Node {
             }
             Event::NewerGeneration { generation } if generation > self.generation => self.watch_at_ns = Some(now_ns),
             Event::GuestEnded { reason } => self.guest_ended(reason, actions),
+            Event::StandbySight { trouble } => self.told_sight(trouble, actions),
             Event::DiskFailed { reason } => self.disk_failed(reason, actions),
             Event::ShutOut { reason } => self.fence(&format!("shut out of a shared disk: {reason}"), actions),
             _ => {}
@@ -54,6 +56,7 @@ impl Node {
         }
         let reason = format!("copying memory to {node}");
         self.state = State::Copying { standby: node };
+        self.sight_unknown();
         self.report(&reason, actions);
     }
 
@@ -68,25 +71,40 @@ impl Node {
 
     fn protect_if_complete(&mut self, actions: &mut Vec<Action>) {
         if let State::Opening { standby, recorded: true, committed: true } = &self.state {
-            if let Some(reason) = self.disk_failed.take() {
-                return self.give_up(&reason, actions);
-            }
-            let reason = format!("{standby} is recorded and has committed");
+            let standby = standby.clone();
             self.state = State::Protected { standby: standby.clone() };
+            if self.give_up_if_asked(actions) {
+                return;
+            }
             actions.push(Action::Protect);
-            self.report(&reason, actions);
+            self.report_standby(&standby, actions);
         }
     }
 
-    /// Only a standby that is recorded and has committed can take over. Before it can, the failed request waits; without one the shell answers it.
+    /// What this primary's standby is good for.
+    pub(super) fn report_standby(&self, standby: &NodeId, actions: &mut Vec<Action>) {
+        let reason = match &self.sight {
+            Sight::Clear => format!("{standby} is recorded and has committed"),
+            Sight::Unknown => format!("{standby} is recorded and has committed; it has not said yet that it sees the record"),
+            Sight::Blind(trouble) => format!("{standby} has committed and could not take over now: {trouble}"),
+        };
+        self.report(&reason, actions);
+    }
+
+    /// Only a standby that is recorded, has committed and sees the record can take over. Before it can, the failed request waits; without one the shell answers it.
     fn disk_failed(&mut self, reason: String, actions: &mut Vec<Action>) {
-        match &self.state {
-            State::Protected { .. } => self.give_up(&reason, actions),
-            State::Copying { .. } | State::Opening { .. } => {
-                self.disk_failed.get_or_insert(reason);
-            }
-            _ => {}
+        if matches!(self.state, State::Protected { .. } | State::Copying { .. } | State::Opening { .. }) {
+            self.disk_failed.get_or_insert(reason);
+            self.give_up_if_asked(actions);
         }
+    }
+
+    /// Gives up for a disk that failed, if the standby can take over by now. Says whether it did.
+    pub(super) fn give_up_if_asked(&mut self, actions: &mut Vec<Action>) -> bool {
+        let useful = matches!(self.state, State::Protected { .. }) && self.sight == Sight::Clear;
+        let Some(reason) = self.disk_failed.take_if(|_| useful) else { return false };
+        self.give_up(&reason, actions);
+        true
     }
 
     /// Ends this node's part so that the standby takes over at once: it sees the link closed and was told of no other end.
@@ -223,7 +241,7 @@ impl Node {
         let Some(record) = record.filter(|r| r.generation >= self.generation) else {
             // Somebody removed the record or put an old one back. That grants nothing to anybody; no answer is no grant.
             self.ask.again(now_ns);
-            self.unanswered("the record is gone or is older than this node's grant", actions);
+            self.unanswered("the record is gone or is older than this node's grant", now_ns, actions);
             return;
         };
         let mine = record.is_owned_by(&self.config.me, self.config.instance);

@@ -4,6 +4,7 @@
 
 use types::Generation;
 
+use super::sight::SAME;
 use super::{Action, Event, Node, State, Wish};
 use crate::record::Record;
 
@@ -21,7 +22,7 @@ impl Node {
             (Event::Recorded { generation }, State::Standing { committed, recorded }) if generation == self.generation && !*recorded => {
                 *recorded = true;
                 let complete = *committed;
-                // The record is read now, so that a takeover needs one question less.
+                // The record is read now: to see that it is the primary's, and so that a takeover needs one question less.
                 self.ask.forget();
                 self.ask.no_pause();
                 if complete {
@@ -30,8 +31,11 @@ impl Node {
             }
             (Event::PeerGone { cause }, State::Standing { committed: true, .. }) => {
                 self.state = State::Seeking;
+                self.watch_at_ns = None;
                 actions.push(Action::StopCommitting);
                 actions.push(Action::DropLink);
+                // The grant does not wait for a look that nobody needs any more.
+                self.ask.drop_question();
                 self.ask.no_pause();
                 self.report(&format!("primary lost: {cause}; asking for the grant"), actions);
             }
@@ -48,6 +52,8 @@ impl Node {
 
     fn linked(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         self.state = State::Standing { committed: false, recorded: false };
+        self.watch_at_ns = None;
+        self.sight_unknown();
         self.generation = generation;
         self.ask.forget();
         self.report("a primary is linked and copies its memory", actions);
@@ -56,6 +62,8 @@ impl Node {
     /// Back to the start: what is held is worthless or not wanted. Nothing is committed after it.
     pub(super) fn stand_down(&mut self, reason: &str, actions: &mut Vec<Action>) {
         self.state = State::Waiting;
+        self.sight_unknown();
+        self.watch_at_ns = (self.config.watch_ns > 0).then_some(0);
         self.ask.forget();
         self.ask.no_pause();
         actions.push(Action::StopCommitting);
@@ -74,18 +82,23 @@ impl Node {
 
     pub(super) fn learned_standby(&mut self, record: Option<Record>, now_ns: u64, actions: &mut Vec<Action>) {
         let Some(record) = record.filter(|r| r.generation >= self.generation) else {
-            self.ask.again(now_ns);
-            self.unanswered("the record is gone or is older than the epochs held here", actions);
-            return;
+            let why = format!("there is no record, or one older than the epochs held here; {SAME}");
+            if self.state == State::Seeking {
+                self.ask.again(now_ns);
+            } else {
+                self.watch_from(now_ns);
+            }
+            return self.unanswered(&why, now_ns, actions);
         };
         let seeking = self.state == State::Seeking;
-        if record.generation == self.generation {
+        if record.generation == self.generation && !seeking {
+            self.watch_from(now_ns);
+            self.judge(&record, now_ns, actions);
+        } else if record.generation == self.generation {
             if record.standby.as_ref() != Some(&self.config.me) {
                 // A primary that died with its request under way may yet have recorded us: keep what is held, and look again.
                 self.ask.again(now_ns);
-                if seeking {
-                    self.report("not activating: the record does not name this standby", actions);
-                }
+                self.report("not activating: the record does not name this standby", actions);
             }
         } else if seeking && record.generation == self.generation.next() && record.is_owned_by(&self.config.me, self.config.instance) {
             self.generation = record.generation;

@@ -8,6 +8,7 @@ use super::*;
 
 mod fencing;
 mod primary;
+mod sight;
 mod standby;
 
 const MS: u64 = 1_000_000;
@@ -101,6 +102,7 @@ impl Bench {
         a.put(Event::SyncReady);
         a.settle();
         a.put(Event::FirstCommit { epoch: Epoch(1) });
+        a.put(Event::StandbySight { trouble: None });
         assert_eq!(a.node.protection(), Protection::Protected);
         a.take_log();
         a
@@ -278,6 +280,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         2 => (0..5u64).prop_map(|g| Event::Fenced { generation: Generation(g) }),
         1 => (0..5u64).prop_map(|g| Event::FenceFailed { generation: Generation(g), why: String::new() }),
         1 => Just(Event::ShutOut { reason: String::new() }),
+        1 => prop::option::of(Just(String::new())).prop_map(|trouble| Event::StandbySight { trouble }),
     ]
 }
 

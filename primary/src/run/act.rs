@@ -6,7 +6,7 @@
 use checkpoint::message::{self, Message};
 use failover::core::Action as Role;
 use net_buffer::StruckOut;
-use types::event::NodeEventKind;
+use types::event::{NodeEventKind, Protection};
 
 use super::{End, RoleThread};
 use crate::core::{Event, Mode};
@@ -18,7 +18,10 @@ impl RoleThread {
         match action {
             Role::Arbiter { id, request } => self.setup.arbiter.ask(id, request),
             Role::Report { role, protection, generation, reason } => {
-                tracing::info!(?role, ?protection, %generation, reason, "state");
+                match protection {
+                    Protection::Blind => tracing::warn!(?role, ?protection, %generation, reason, "state"),
+                    _ => tracing::info!(?role, ?protection, %generation, reason, "state"),
+                }
                 (self.shared.report)(NodeEventKind::State { role, protection, generation, reason });
             }
             Role::Gate => self.gate(),
@@ -69,6 +72,7 @@ impl RoleThread {
             | Role::Refused { .. }
             | Role::Activate { .. }
             | Role::StopCommitting
+            | Role::TellSight { .. }
             | Role::StandDown { .. } => {}
         }
     }

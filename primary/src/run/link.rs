@@ -57,7 +57,8 @@ impl RoleThread {
                 self.raise(RoleEvent::ShutOut { reason });
             }
             News::PeerLeft { link, reason } if ours(link) => self.peer_gone(format!("the standby left: {reason}")),
-            News::PeerLeft { .. } => {}
+            News::Sight { link, trouble } if ours(link) => self.raise(RoleEvent::StandbySight { trouble }),
+            News::PeerLeft { .. } | News::Sight { .. } => {}
         }
     }
 

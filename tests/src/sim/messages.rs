@@ -58,6 +58,11 @@ pub(super) enum Message {
     Recorded {
         generation: Generation,
     },
+    /// Whether the standby sees the record.
+    Sight {
+        generation: Generation,
+        trouble: Option<String>,
+    },
     Shutdown,
     Closed,
 }

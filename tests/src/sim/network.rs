@@ -185,6 +185,10 @@ impl World {
             Message::Closed => self.peer_gone(slot, "connection closed"),
             Message::Shutdown => self.told_of_end(slot),
             Message::Recorded { generation } => self.node(slot, Event::Recorded { generation }),
+            Message::Sight { generation, trouble } if generation == self.processes[slot].node.generation() => {
+                self.node(slot, Event::StandbySight { trouble });
+            }
+            Message::Sight { .. } => {}
             Message::Sync { page, value } => self.sync_part(slot, page, value),
             Message::Block { region, value } => {
                 self.disks[slot].sync_block(region, value);

@@ -90,6 +90,7 @@ impl World {
             | Action::Report { .. }
             | Action::DropLink
             | Action::StopCommitting
+            | Action::TellSight { .. }
             | Action::Activate { .. }
             | Action::StandDown { .. } => {}
         }

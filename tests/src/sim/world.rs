@@ -10,7 +10,7 @@ use types::event::Role;
 use super::disk::Disk;
 use super::faults::{Fault, Plan, Sabotage, Target, When};
 use super::guest::CLIENTS;
-use super::messages::{Happening, Todo, name, slot_of, stops};
+use super::messages::{Channel, Happening, Message, Todo, name, slot_of, stops};
 use super::network::Link;
 use super::operator::Forcing;
 use super::oracle::{Oracle, Stats, Violation};
@@ -320,6 +320,10 @@ impl World {
             Action::Report { .. } => {}
             Action::DropLink if self.goes_on_committing(slot) => {}
             Action::DropLink => self.drop_link(slot),
+            Action::TellSight { trouble } => {
+                let generation = self.processes[slot].node.generation();
+                self.say(slot, Channel::Control, Message::Sight { generation, trouble });
+            }
             Action::StopCommitting | Action::Activate { .. } | Action::StandDown { .. } => self.standby_order(slot, action),
             other => self.primary_order(slot, other),
         }

@@ -199,6 +199,8 @@ fn a_disk_that_fails_before_the_standby_is_of_use_waits_until_it_is() {
     a.take_log();
     a.put(disk_failed());
     assert_eq!(a.take_log(), []);
+    a.put(Event::StandbySight { trouble: None });
+    assert_eq!(a.take_log(), []);
     a.put(Event::SyncReady);
     a.settle();
     a.put(disk_failed());
@@ -229,6 +231,7 @@ fn a_failed_disk_is_the_guests_business_where_no_standby_can_serve() {
         a.put(Event::StandbyLinked { node: id("b") });
         a.put(Event::SyncReady);
         a.settle();
+        a.put(Event::StandbySight { trouble: None });
         a.put(Event::FirstCommit { epoch: Epoch(1) });
         assert_eq!((a.node.role(), a.node.protection()), (Role::Primary, Protection::Protected));
     }
