@@ -165,14 +165,16 @@ impl World {
         let seq = self.hold.next;
         match self.hold.write(write.clone(), self.tag) {
             Taken::Full => return,
-            Taken::Held(room) => assert_ne!(room, Room::None),
+            Taken::Held(room) => {
+                assert_ne!(room, Room::None);
+                assert!(self.hold.bytes() <= LIMITS.hard_bytes);
+            }
             Taken::Queued => {
                 self.guests.insert(seq);
                 self.unsure.insert(self.tag, (first..first + (write.len() / SECTOR) as usize).collect());
             }
             Taken::Direct => self.ask(Access::Write(range), Doing::Direct(write.clone())),
         }
-        assert!(self.hold.bytes() <= LIMITS.hard_bytes);
         self.model.change(&write);
     }
 
@@ -510,6 +512,23 @@ fn what_is_held_is_bounded_until_the_device_has_it() {
 
     assert!(hold.roomy());
     assert!(matches!(hold.write(data(0, 1, 512), 3), Taken::Held(_)));
+}
+
+/// A standby keeps what its primary has already written and not yet said so of: together that may be more than one node holds.
+#[test]
+fn after_a_takeover_that_brought_more_than_is_held_nothing_is_held_until_the_device_has_it() {
+    let limits = Limits { soft_bytes: 512, soft_writes: 16, hard_bytes: 1024, hard_writes: 64 };
+    let mut hold = Hold::taking_over(limits, (0..3).map(|sector| data(sector, 1, 512)).collect());
+    hold.hold(Generation(3));
+    assert_eq!((hold.write(data(9, 1, 512), 1), hold.roomy()), (Taken::Full, false));
+
+    for seq in 0..3 {
+        hold.next_issue().unwrap();
+        hold.issued(Seq(seq), Ok(()));
+    }
+
+    assert!(hold.roomy());
+    assert!(matches!(hold.write(data(9, 1, 512), 1), Taken::Held(_)));
 }
 
 #[test]
