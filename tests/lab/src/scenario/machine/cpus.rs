@@ -54,7 +54,7 @@ fn features(lab: &mut Lab, row: &mut Row) -> Result<(), LabError> {
     }
     stop(lab, &[&primary, &standby])?;
     // A level that h2 does not reach is refused where the machine would be made.
-    let machine = "/shared/lockstep run --memory 32M --cpu x86-64-v3 --console none";
+    let machine = "/shared/lockstep run --memory 32M --cpu x86-64-v3 --net tap=tap0 --console none";
     let said = lab.host(2)?.exec(machine, NODE_BOUND)?;
     let text = String::from_utf8_lossy(&said.err).to_lowercase();
     expect(!said.ok() && text.contains("avx2") && text.contains("x86-64-v3"), || format!("x86-64-v3 on a lesser host: {text}"))?;
