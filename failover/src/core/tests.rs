@@ -93,14 +93,20 @@ impl Bench {
         std::mem::take(&mut self.log)
     }
 
-    /// A primary `a` in generation 1 with `b` recorded and committed.
-    fn protected() -> Bench {
+    /// A primary `a` in generation 1 with `b` recorded, which has committed nothing yet.
+    fn recorded() -> Bench {
         let mut a = Bench::new("a", 1, None);
         a.put(Event::StartPrimary { abandon_standby: false });
         a.settle();
         a.put(Event::StandbyLinked { node: id("b") });
         a.put(Event::SyncReady);
         a.settle();
+        a
+    }
+
+    /// The same, committed.
+    fn protected() -> Bench {
+        let mut a = Bench::recorded();
         a.put(Event::FirstCommit { epoch: Epoch(1) });
         a.put(Event::StandbySight { trouble: None });
         assert_eq!(a.node.protection(), Protection::Protected);

@@ -155,12 +155,7 @@ fn a_standby_that_waits_for_its_primary_tells_at_once_of_an_arbiter_out_of_reach
 #[test]
 fn a_primary_is_protected_only_when_its_standby_has_said_that_it_sees_the_record() {
     for sight_first in [true, false] {
-        let mut a = Bench::new("a", 1, None);
-        a.put(Event::StartPrimary { abandon_standby: false });
-        a.settle();
-        a.put(Event::StandbyLinked { node: id("b") });
-        a.put(Event::SyncReady);
-        a.settle();
+        let mut a = Bench::recorded();
         if sight_first {
             a.put(Event::StandbySight { trouble: None });
             a.put(Event::FirstCommit { epoch: Epoch(1) });
