@@ -49,6 +49,7 @@ mod emptiness;
 pub mod engine;
 mod error;
 mod front;
+mod full;
 mod hang;
 mod hooks;
 mod identity;

@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 use super::{Inner, Phase, State};
 use crate::engine::Awaited;
 use crate::engine::queue::Id;
+use crate::full::Fullness;
 use crate::hang::{Patience, period};
 use crate::hooks::DiskEvent;
+
+/// What makes room for an image that is full.
+const ROOM: &str = "make room on its file system (df, df -i, quotas), or make that larger";
 
 /// What is watched.
 #[derive(Debug)]
@@ -29,8 +33,7 @@ pub(super) struct Watch {
     request: Patience<(Id, u32)>,
     update: Patience<u64>,
     header: Patience<u64>,
-    /// It was told that the medium is full.
-    full_told: bool,
+    full: Fullness,
 }
 
 impl Watch {
@@ -40,7 +43,7 @@ impl Watch {
             request: Patience::new(bound),
             update: Patience::new(bound),
             header: Patience::new(bound),
-            full_told: false,
+            full: Fullness::default(),
         }
     }
 
@@ -108,23 +111,10 @@ impl Inner {
             State { phase: Phase::Shut | Phase::Failed(_), .. } => Some(Duration::ZERO),
             _ => None,
         };
-        let told = std::mem::replace(&mut watch.full_told, since.is_some());
-        let Some(since) = since else {
-            if told {
-                tracing::info!(disk = %self.index, "there is space again; what waited for it is carried out");
-            }
-            return;
-        };
-        if !told {
-            let text = format!(
-                "{}: there is no space left for {}: writes that need more wait; make room on its file system (df, df -i, quotas), or make that larger",
-                self.index,
-                self.image.path().display()
-            );
-            tracing::error!(text);
-            self.front.tell(DiskEvent::Full { disk: self.index, text });
+        if let Some(event) = watch.full.look(since.is_some(), self.index, self.image.path(), ROOM) {
+            self.front.tell(event);
         }
-        if bound.is_some_and(|bound| since.elapsed() >= bound) {
+        if since.is_some_and(|since| bound.is_some_and(|bound| since.elapsed() >= bound)) {
             self.engine.give_up_full();
         }
     }

@@ -16,6 +16,7 @@ use crate::disk::{Opening, Tuning};
 use crate::engine::{Answer, Engine, Op, Parts, Way};
 use crate::error::{DiskError, Full};
 use crate::front::Front;
+use crate::full::Fullness;
 use crate::hang::{Patience, period};
 use crate::hooks::DiskEvent;
 use crate::identity::{CopyState, DataId, Identity};
@@ -536,22 +537,13 @@ impl Told {
 /// Looks at what only time tells. A protected primary whose device hangs gives up its role: as for an error, the standby can serve. A device that is full is so for both hosts: the guest waits for space.
 fn watch(disk: &Arc<Inner>) {
     let period = period(disk.hang);
-    let mut full_told = false;
+    let mut fullness = Fullness::default();
     let mut patience = Patience::new(disk.hang);
     let mut state = disk.lock();
     while !state.stop {
         let full = disk.engine.full_since().is_some();
         let mut told = Told::default();
-        if full && !std::mem::replace(&mut full_told, full) {
-            let text = format!(
-                "{}: there is no space left for {}: writes that need more wait; give the device more, or make room where it is kept",
-                disk.index,
-                disk.image.path().display()
-            );
-            tracing::error!(text);
-            told.events.push(DiskEvent::Full { disk: disk.index, text });
-        }
-        full_told = full;
+        told.events.extend(fullness.look(full, disk.index, disk.image.path(), "give the device more, or make room where it is kept"));
         let hangs = patience.hangs(Instant::now(), (state.asked > 0 && !full).then_some(state.answered));
         if matches!(state.phase, Phase::Protected) && hangs {
             disk.give_up(&mut state, libc::ETIMEDOUT, &mut told);
